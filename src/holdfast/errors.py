@@ -1,0 +1,178 @@
+"""Every error that Holdfast raises, in one tree; each class has an exit code of its own.
+
+    HoldfastError                    1
+    ├── UsageError (ValueError)      2   the call or the state is wrong
+    ├── CheckpointError              3
+    │   ├── NotFoundError            4   (also a FileNotFoundError)
+    │   ├── DamagedError             5   bytes are not what was written
+    │   ├── FormatError              6   not a checkpoint, or a newer format
+    │   ├── MismatchError            7   whole, but does not fit its target
+    │   ├── UntrustedError           8   would run code; needs trust=True
+    │   └── ProbeError               9   the restored model answers differently
+    ├── StorageError (OSError)      10   no space, quota, permission, I/O
+    └── LeaseError                  11   somebody else writes this run
+
+`Preempted` is no error: it is a `SystemExit` with code 75 (EX_TEMPFAIL), raised after the
+checkpoint that a SIGTERM or SIGUSR1 asked for is durable.
+
+A message says where, what was expected, what was found, and what to do next. Each error also
+carries its facts as attributes, so that a script need not parse the message.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class HoldfastError(Exception):
+    """The root of the tree. `facts` are the values that the message was made from."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: Mapping[str, Any] = facts
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "facts":
+            raise AttributeError(name)
+        try:
+            return self.facts[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} carries no {name!r}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, dict(self.facts)))
+
+
+def _rebuild(kind: type[HoldfastError], message: str, facts: dict[str, Any]) -> HoldfastError:
+    return kind(message, **facts)
+
+
+class UsageError(HoldfastError, ValueError):
+    """The call, or the state that was handed over, is wrong. Nothing was changed."""
+
+    exit_code = 2
+
+
+class CheckpointError(HoldfastError):
+    """Something is the matter with a checkpoint."""
+
+    exit_code = 3
+
+
+class NotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such run or checkpoint; the message lists what is there."""
+
+    exit_code = 4
+
+
+class DamagedError(CheckpointError):
+    """Bytes on disk are not those that were written.
+
+    Facts: `path` (the checkpoint), `file`, `block` (number or None), `arrays` (names),
+    `expected` and `found` (digests or sizes), `target_changed` (True when live objects were
+    already partly overwritten).
+    """
+
+    exit_code = 5
+
+    @property
+    def target_changed(self) -> bool:
+        return bool(self.facts.get("target_changed", False))
+
+    def changed_target(self) -> DamagedError:
+        """The same error, saying that live objects were already partly overwritten."""
+        facts = {**self.facts, "target_changed": True}
+        return DamagedError(
+            self.message + " The objects being restored were already partly overwritten: do not use them.",
+            **facts,
+        )
+
+
+class FormatError(CheckpointError):
+    """Not a Holdfast checkpoint, or one of a newer format, or one that no Holdfast wrote."""
+
+    exit_code = 6
+
+
+class MismatchError(CheckpointError):
+    """A whole checkpoint that does not fit. Facts: `missing`, `unexpected`, `different`."""
+
+    exit_code = 7
+
+
+class UntrustedError(CheckpointError):
+    """Opening this would run code that it brings; nothing was run."""
+
+    exit_code = 8
+
+
+class ProbeError(CheckpointError):
+    """The restored model does not answer its probe as the saved one did."""
+
+    exit_code = 9
+
+
+class StorageError(HoldfastError, OSError):
+    """The storage refused: no space, quota, permission, an I/O error.
+
+    `errno` is the system's error number where there is one. Facts: `path`, `operation`.
+    """
+
+    exit_code = 10
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        HoldfastError.__init__(self, message, **facts)
+        self.errno = facts.get("errno")
+
+
+class LeaseError(HoldfastError):
+    """Another process holds the right to write this run. Fact: `holder`."""
+
+    exit_code = 11
+
+
+class Preempted(SystemExit):
+    """The process was asked to end (SIGTERM, SIGUSR1) and its place is safe on disk."""
+
+    def __init__(self, message: str = "", exit_code: int = 75) -> None:
+        super().__init__(exit_code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space, or keep fewer checkpoints (keep=Keep(last=1), `holdfast prune`).",
+    errno.EDQUOT: "Your quota is used up (df may still show space). Free some, or write elsewhere.",
+    errno.EACCES: "Check the owner and the permissions.",
+    errno.EPERM: "Check the owner and the permissions.",
+    errno.EROFS: "The file system is mounted read-only.",
+    errno.EIO: "The device reports an I/O error; look at the system's log, and write elsewhere.",
+    errno.ESTALE: "The network file system lost the file; check the mount.",
+}
+
+
+def storage_error(error: OSError, path: str | os.PathLike[str], operation: str) -> StorageError:
+    """A `StorageError` that says what the system refused, where, and what helps."""
+    reason = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0, "")
+    message = f"Cannot {operation} {os.fspath(path)}: {reason}.{' ' + advice if advice else ''}"
+    return StorageError(message, errno=error.errno, path=os.fspath(path), operation=operation)
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Words like ``did you mean 'val_accuracy'?``, or nothing when nothing is near."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}?" if found else ""
