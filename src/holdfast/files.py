@@ -272,6 +272,9 @@ class BeatFile:
                 system.fsync(self._fd)
             except OSError:
                 os.close(self._fd)
+                # This call made it, so it may go: an empty one would look like a writer's.
+                with contextlib.suppress(OSError):
+                    _forget(path)
                 raise
 
     def rewrite(self, data: bytes, *, sync: bool = False) -> None:

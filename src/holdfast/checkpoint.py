@@ -1,0 +1,466 @@
+"""One checkpoint: opening, checking, loading, restoring; and saving one without a run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from holdfast import files
+from holdfast.errors import (
+    CheckpointError,
+    DamagedError,
+    FormatError,
+    HoldfastError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    nearest,
+)
+from holdfast.format import card, names, sealed
+from holdfast.format.manifest import (
+    ARRAYS_FILE,
+    CHECKPOINT_FILE,
+    READ_LIMIT_ARRAYS,
+    Arrays,
+    Manifest,
+    Progress,
+    decode_arrays,
+)
+from holdfast.state import adapters, capture, environment, tree
+from holdfast.state.part import PartState, Plan, SavedPart
+from holdfast.store import book, catalog, retention
+from holdfast.store.publish import Draft, replace
+
+_T = TypeVar("_T")
+_FRAMEWORKS = ("numpy", *adapters.FRAMEWORKS)
+
+
+class Restored(dict[str, Any]):
+    """The plain values of a restored checkpoint; with ``strict=False`` also what did not fit."""
+
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    different: Sequence[str] = ()
+
+
+class Checkpoint:
+    """A published, immutable snapshot. Reading it takes no lease and creates nothing.
+
+    Attributes:
+        path: the directory.
+        name: its name, such as ``000012_epoch-0005_step-00004690_20261123T083107Z``.
+        sequence: its number in the run.
+        progress: completed epochs, steps, and batches and samples in the current epoch.
+        metrics: what was logged since the boundary before it.
+        created: when it was saved (UTC, ISO 8601).
+        config, note, environment: as recorded at the save.
+        parts: the names of its parts.
+    """
+
+    def __init__(self, path: str, reference: str | None = None) -> None:
+        self.path = os.path.abspath(path)
+        self._reference = reference
+        self._manifest = catalog.read_manifest(self.path)
+        self._arrays: Arrays | None = None
+
+    def __repr__(self) -> str:
+        return f"<holdfast.Checkpoint {self.path}>"
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def name(self) -> str:
+        return self._manifest.name
+
+    @property
+    def sequence(self) -> int:
+        return self._manifest.sequence
+
+    @property
+    def progress(self) -> Progress:
+        return self._manifest.progress
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self._plain(self._manifest.metrics)  # type: ignore[no-any-return]
+
+    @property
+    def created(self) -> str:
+        return self._manifest.created
+
+    @property
+    def config(self) -> Any:
+        return self._plain(self._manifest.config)
+
+    @property
+    def note(self) -> str:
+        return self._manifest.note
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._plain(self._manifest.environment)  # type: ignore[no-any-return]
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self._manifest.parts)
+
+    def _plain(self, value: Any) -> Any:
+        def no_array(framework: str, name: str) -> Any:
+            raise FormatError(f"{self.path}: {CHECKPOINT_FILE} holds the {framework} array {name!r}.")
+
+        return tree.decode(value, no_array, self.path)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def arrays(self) -> Arrays:
+        """The content of `arrays.json`, checked against `checkpoint.json`."""
+        if self._arrays is None:
+            path = os.path.join(self.path, ARRAYS_FILE)
+            listed = self._manifest.files.get(ARRAYS_FILE)
+            if listed is None:
+                raise FormatError(f"{self.path}: {CHECKPOINT_FILE} does not list {ARRAYS_FILE}.", path=self.path)
+            data = self._read_small(ARRAYS_FILE, READ_LIMIT_ARRAYS)
+            arrays = decode_arrays(data, path)
+            for name, record in arrays.files.items():
+                own = self._manifest.files.get(name)
+                digest = sealed.digest(b"".join(bytes.fromhex(block) for block in record.blocks))
+                if own is None or own.size != record.size or own.digest != digest:
+                    raise DamagedError(
+                        f"{self.path}: {CHECKPOINT_FILE} and {ARRAYS_FILE} disagree about {name}: they do not belong "
+                        f"together. Next: holdfast verify {self.path}",
+                        path=self.path,
+                        file=name,
+                        block=None,
+                        arrays=[],
+                        expected=own.digest if own else None,
+                        found=digest,
+                    )
+            self._arrays = arrays
+        return self._arrays
+
+    def _read_small(self, name: str, limit: int) -> bytes:
+        listed = self._manifest.files[name]
+        path = os.path.join(self.path, name)
+        try:
+            data = files.read_file(path, limit)
+        except NotFoundError:
+            if not os.path.isdir(self.path):
+                raise
+            raise self._damaged(name, f"{name} is missing", listed.digest, None) from None
+        found = sealed.digest(data)
+        if found != listed.digest:
+            text = f"{name} has {len(data):,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
+            raise self._damaged(name, text, listed.digest, found)
+        return data
+
+    def _damaged(self, name: str, text: str, expected: str | None, found: str | None) -> DamagedError:
+        return DamagedError(
+            f"{self.path} is damaged: {text}. Next: holdfast verify {self.path}, or use an older checkpoint.",
+            path=self.path,
+            file=name,
+            block=None,
+            arrays=[],
+            expected=expected,
+            found=found,
+        )
+
+    def saved(self, name: str) -> SavedPart:
+        """A part as `arrays.json` describes it; `NotFoundError` names the nearest."""
+        parts = self.arrays().parts
+        if name not in parts:
+            near = nearest(name, parts)
+            raise NotFoundError(
+                f"{self.path} has no part {name!r}{f'; {near}' if near else ''}. It has: {', '.join(parts)}.",
+                path=self.path,
+                candidates=list(parts),
+            )
+        return SavedPart.of(name, parts[name], self.path)
+
+    def read(self, plan: Plan, progress: Callable[[int], None] | None = None) -> None:
+        """Reads and checks what a plan asks for, then finishes it."""
+        if plan.requests:
+            from holdfast.payload import reader
+
+            reader.read(
+                self.path, self._records(), plan.requests, names=self._names_in, progress=progress
+            )
+        plan.finish()
+
+    def _records(self) -> dict[str, Any]:
+        from holdfast.payload import reader
+
+        return {
+            name: reader.FileRecord(name, record.size, [bytes.fromhex(block) for block in record.blocks])
+            for name, record in self.arrays().files.items()
+        }
+
+    def _names_in(self, file: str, start: int, stop: int) -> list[str]:
+        return [
+            f"{part_name}/{name}"
+            for part_name, part in self.arrays().parts.items()
+            for name, entry in part.arrays.items()
+            if any(c.file == file and c.bytes[0] < stop and start < c.bytes[1] for c in entry.chunks)
+        ]
+
+    def load(self, parts: Iterable[str] | None = None, arrays: str | None = None) -> dict[str, Any]:
+        """The values of parts, with new arrays on the CPU, every block checked.
+
+        Args:
+            parts: which ones; by default what was tracked, and `state`.
+            arrays: "torch" or "numpy"; by default the framework that saved them. What NumPy lacks
+                (bfloat16, float8) comes as unsigned integers of that width.
+
+        Raises:
+            DamagedError: a byte is not as written; names file, block and arrays.
+            NotFoundError: no such part.
+        """
+        if arrays is not None and arrays not in _FRAMEWORKS:
+            raise UsageError(f"arrays={arrays!r}: expected one of {', '.join(_FRAMEWORKS)}.", found=arrays)
+
+        def load() -> dict[str, Any]:
+            wanted = list(parts) if parts is not None else [n for n in self.arrays().parts if n not in _UNASKED]
+            plan = Plan()
+            finishes = {name: plan.value(self.saved(name), arrays) for name in wanted}
+            self.read(plan)
+            return {name: finish() for name, finish in finishes.items()}
+
+        return self._retrying(load)
+
+    def restore(self, targets: Mapping[str, Any], *, strict: bool = True) -> Restored:
+        """Restores parts in place, on whatever device they are; returns the plain values.
+
+        Every structural check comes before the first byte is written into a target.
+
+        Args:
+            targets: part name → model, optimizer, scheduler, array, mapping of arrays, …
+            strict: with False, what fits is restored and the result's `missing`, `unexpected` and
+                `different` say what does not.
+
+        Raises:
+            MismatchError: it does not fit; nothing was changed.
+            DamagedError: a byte is not as written; `target_changed` says whether targets were touched.
+        """
+        if not isinstance(targets, Mapping) or not targets:
+            raise UsageError(
+                'restore() takes a mapping of part names to what they are restored into, like {"model": net}.',
+                found=type(targets).__name__,
+            )
+
+        def restore() -> Restored:
+            plan = Plan()
+            for name, target in targets.items():
+                capture.plan_restore(target, self.saved(name), plan, targets)
+            if strict:
+                plan.check_fit(self.path)
+            others = [
+                name
+                for name, part in self.arrays().parts.items()
+                if name not in targets and name not in _UNASKED and part.kind == "value"
+            ]
+            finishes = {name: plan.value(self.saved(name)) for name in others}
+            self.read(plan)
+            result = Restored({name: finish() for name, finish in finishes.items()})
+            result.missing, result.unexpected, result.different = plan.missing, plan.unexpected, plan.different
+            return result
+
+        return self._retrying(restore)
+
+    def _retrying(self, act: Callable[[], _T]) -> _T:
+        """Resolves the reference again when the checkpoint was deleted meanwhile: that is no damage."""
+        for attempt in range(4):
+            try:
+                return act()
+            except (NotFoundError, StorageError) as error:
+                gone = not catalog.is_checkpoint(self.path)
+                stale = isinstance(error, StorageError) and error.errno == errno.ESTALE
+                if self._reference is None or not (gone or stale) or attempt == 3:
+                    raise
+                path = catalog.resolve(self._reference)
+                if path == self.path and not stale:
+                    raise
+                self.__init__(path, self._reference)  # type: ignore[misc]
+                time.sleep(0.01)
+        raise NotFoundError(f"{self.path} is gone.", path=self.path, candidates=[])
+
+    # -- checking, pinning -------------------------------------------------------------------
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> list[HoldfastError]:
+        """Reads every byte of every file; the list of what is damaged is empty when it is whole."""
+        problems: list[HoldfastError] = []
+        for name in self._manifest.files:
+            if name.endswith(".safetensors"):
+                continue
+            try:
+                self._read_small(name, READ_LIMIT_ARRAYS)
+            except HoldfastError as error:
+                problems.append(error)
+        surplus = set(os.listdir(self.path)) - set(self._manifest.files) - {CHECKPOINT_FILE}
+        problems += [
+            self._damaged(name, f"{name} does not belong to it", None, name)
+            for name in sorted(surplus)
+        ]
+        try:
+            for name in self.arrays().parts:
+                self.saved(name).leaves()
+            records = self._records()
+        except HoldfastError as error:
+            return problems if error in problems or problems else [error]
+        from holdfast.payload import reader
+
+        return problems + list(reader.verify(self.path, records, names=self._names_in, progress=progress))
+
+    def total_bytes(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(file.size for file in self._manifest.files.values())
+
+    def pin(self) -> None:
+        """Keeps this checkpoint whatever the policy says. Takes no lease."""
+        retention.pin(self._run_directory(), self.name)
+
+    def unpin(self) -> None:
+        """Hands this checkpoint back to the policy."""
+        retention.unpin(self._run_directory(), self.name)
+
+    def _run_directory(self) -> str:
+        parent = os.path.dirname(self.path)
+        if self._manifest.run is None or not catalog.is_run(parent):
+            raise UsageError(f"{self.path} lies in no run; only a run's checkpoints are pinned.", path=self.path)
+        return parent
+
+
+_UNASKED = names.RESERVED_PARTS - {"state"}
+
+
+def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
+    """A checkpoint by reference: a path, ``RUN``, ``RUN@best``, ``RUN@step=4690``, ``RUN@-2``, …
+
+    Raises:
+        NotFoundError: nothing there; the message lists what is.
+        FormatError, DamagedError: it is there, but is no whole checkpoint.
+    """
+    text = os.fspath(reference)
+    return Checkpoint(catalog.resolve(text), text)
+
+
+def restore(reference: str | os.PathLike[str], targets: Mapping[str, Any], *, strict: bool = True) -> Restored:
+    """`open(reference).restore(targets)`: the safe way to say ``load_state_dict(torch.load(path))``."""
+    return open_checkpoint(reference).restore(targets, strict=strict)
+
+
+def save(
+    path: str | os.PathLike[str],
+    parts: Mapping[str, Any],
+    *,
+    note: str = "",
+    config: Any = None,
+    extra: Mapping[str, bytes] | None = None,
+) -> Checkpoint:
+    """Saves parts as one checkpoint at `path`: the safe ``torch.save``. Durable when it returns.
+
+    A checkpoint that is already there is replaced, so that at every instant the old or the new
+    one can be read; anything else of that name is a `UsageError`. Extra memory: a few blocks.
+
+    Args:
+        path: where; the parent directory is made if it is missing.
+        parts: name → model, optimizer, anything with state_dict, or a plain nested value with arrays.
+        note, config: recorded in the checkpoint and its card.
+        extra: further small files of the checkpoint, name → bytes.
+    """
+    target = os.path.abspath(os.fspath(path))
+    if not isinstance(parts, Mapping) or not parts:
+        raise UsageError('save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__)
+    for name in parts:
+        names.check_part_name(name)
+    if os.path.lexists(target) and not catalog.is_checkpoint(target):
+        raise UsageError(
+            f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
+            path=target,
+        )
+    states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
+    parent, base = os.path.split(target)
+    files.make_directory(parent)
+    numbers = {key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0}
+    manifest = Manifest(
+        name=base,
+        sequence=0,
+        created=book.now(),
+        progress=Progress(**numbers),
+        note=note,
+        config=encode_config(config),
+        parts=describe_parts(states, parts),
+        environment=tree.encode(environment.gather(), "environment"),
+    )
+    writing = os.path.join(parent, f".{base}.writing-{uuid.uuid4().hex[:12]}")
+    files.make_new_directory(writing)
+    try:
+        draft = draft_of(writing, base, states, extra=extra)
+        draft.begin()
+        draft.complete(manifest, card.render, lambda _: None)
+        replace(draft, target)
+    finally:
+        files.remove_tree(writing)
+    return Checkpoint(target)
+
+
+def draft_of(
+    parent: str,
+    name: str,
+    states: Mapping[str, PartState],
+    *,
+    staging: int = 0,
+    extra: Mapping[str, bytes] | None = None,
+) -> Draft:
+    parts = {part: (state.kind, state.skeleton, state.arrays) for part, state in states.items()}
+    return Draft(parent, name, parts, staging=staging, extra=extra)
+
+
+def describe_parts(states: Mapping[str, PartState], things: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What `checkpoint.json` and the card say of each part: kind, arrays, bytes, outline."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, state in states.items():
+        info: dict[str, Any] = {
+            "kind": state.kind,
+            "arrays": len(state.arrays),
+            "bytes": sum(array.nbytes for array in state.arrays.values()),
+        }
+        thing = things.get(name)
+        framework = adapters.home_framework(type(thing))
+        if framework is not None:
+            outline = adapters.edge(framework).outline(thing)
+            if outline:
+                info["outline"] = outline
+        found[name] = info
+    return found
+
+
+def encode_config(config: Any) -> Any:
+    """A config as it is stored and compared; `UsageError` with the key when it holds what it cannot."""
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"config is a {type(config).__name__}; pass a mapping, like vars(args).", found=type(config).__name__
+        )
+    encoded = tree.encode(dict(config), "config")
+    import json
+
+    from holdfast.format.manifest import CONFIG_LIMIT
+
+    size = len(json.dumps(encoded))
+    if size > CONFIG_LIMIT:
+        raise UsageError(
+            f"config has {size:,} bytes; at most {CONFIG_LIMIT:,} are stored with each checkpoint. "
+            f"Next: leave the large values out, or keep them in a file and put its name into config.",
+            found=size,
+            expected=CONFIG_LIMIT,
+        )
+    return encoded
+
+
+__all__ = ["Checkpoint", "CheckpointError", "Restored", "open_checkpoint", "restore", "save"]

@@ -1,0 +1,269 @@
+"""`checkpoint.json` and `arrays.json`: what they hold, and what makes them acceptable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast.errors import FormatError
+from holdfast.format import names, sealed
+
+CHECKPOINT_FILE = "checkpoint.json"
+ARRAYS_FILE = "arrays.json"
+CARD_FILE = "README.md"
+
+VERSION = (1, 0)
+CHECKPOINT_LIMIT = 64 * 1024
+CONFIG_LIMIT = 32 * 1024
+HISTORY_ROWS = 100
+# What a reader takes: larger is refused before it is read into memory.
+READ_LIMIT_CHECKPOINT = 16 << 20
+READ_LIMIT_ARRAYS = 4 << 30
+
+_MAX_SIZE = 2**63 - 1
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a training stands: completed epochs, steps and, in the current epoch, batches and samples.
+
+    `epoch` is also the index of the next epoch. `entered` says whether the epoch's `batches` had
+    been entered, `exhausted` whether they had all been handed out.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    samples: int = 0
+    entered: bool = False
+    exhausted: bool = False
+
+    def key(self) -> tuple[int, int, int]:
+        return (self.epoch, self.step, self.batch)
+
+
+class SmallFile(msgspec.Struct, frozen=True):
+    """Size in bytes and xxh3-128 of a file (for a payload file: of its block digests)."""
+
+    size: int
+    digest: str
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """What a loop was asked for: `kind` is "epochs" or "steps"."""
+
+    kind: str
+    value: int
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """The content of `checkpoint.json`; nested values are encoded by `holdfast.state.tree`."""
+
+    format: str = "holdfast-checkpoint"
+    version: tuple[int, int] = VERSION
+    run: str | None = None
+    name: str
+    sequence: int
+    created: str
+    progress: Progress
+    metrics: dict[str, Any] = {}
+    best: dict[str, Any] | None = None
+    goal: Goal | None = None
+    stopped: bool = False
+    nan: list[str] = []
+    note: str = ""
+    config: Any = None
+    init: Any = None
+    declared: dict[str, Any] | None = None
+    fresh: dict[str, Any] = {}
+    loader: dict[str, Any] | None = None
+    parts: dict[str, dict[str, Any]] = {}
+    probe: dict[str, Any] | None = None
+    environment: dict[str, Any] = {}
+    files: dict[str, SmallFile] = {}
+    history: list[dict[str, Any]] = []
+
+
+class Chunk(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a piece of an array lies: bytes [start, stop) of a file, and its place in the array.
+
+    Without `offset` and `shape` the piece is the whole array.
+    """
+
+    file: str
+    bytes: tuple[int, int]
+    offset: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+class ArrayEntry(msgspec.Struct, frozen=True):
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A tracked thing: its kind, the frameworks of its arrays, its skeleton, its arrays by name."""
+
+    kind: str
+    skeleton: Any = None
+    arrays: dict[str, ArrayEntry] = {}
+
+
+class PayloadRecord(msgspec.Struct, frozen=True):
+    """A payload file: its size in bytes and one xxh3-128 (hex) per 16 MiB block."""
+
+    size: int
+    blocks: tuple[str, ...]
+
+
+class Arrays(msgspec.Struct, kw_only=True):
+    """The content of `arrays.json`."""
+
+    format: str = "holdfast-arrays"
+    version: tuple[int, int] = VERSION
+    block_size: int
+    files: dict[str, PayloadRecord] = {}
+    overlaps: list[list[str]] = []
+    parts: dict[str, Part] = {}
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of `checkpoint.json`, at most 64 KiB: the oldest rows of the history give way."""
+    content = msgspec.to_builtins(manifest, str_keys=True)
+    rows: list[Any] = content["history"][-HISTORY_ROWS:]
+    while True:
+        content["history"] = rows
+        data = sealed.encode(content)
+        if len(data) <= CHECKPOINT_LIMIT or not rows:
+            return data
+        rows = rows[max(1, len(rows) // 8) :]
+
+
+def decode_manifest(data: bytes, path: str) -> Manifest:
+    """Checks digest, format version and every field; `DamagedError` or `FormatError`."""
+    content = sealed.decode(data, path)
+    check_version(content, "holdfast-checkpoint", path)
+    manifest = _convert(content, Manifest, path)
+    for name in manifest.files:
+        names.check_file_name(name, path)
+    _check_sizes([file.size for file in manifest.files.values()], path)
+    progress = manifest.progress
+    _check_sizes([manifest.sequence, progress.epoch, progress.step, progress.batch, progress.samples], path)
+    return manifest
+
+
+def encode_arrays(arrays: Arrays) -> bytes:
+    return sealed.encode(msgspec.to_builtins(arrays, str_keys=True))
+
+
+def decode_arrays(data: bytes, path: str) -> Arrays:
+    """Checks digest, version, every field, and that each chunk lies inside a listed file."""
+    content = sealed.decode(data, path)
+    check_version(content, "holdfast-arrays", path)
+    arrays = _convert(content, Arrays, path)
+    if arrays.block_size <= 0 or arrays.block_size > 1 << 30:
+        raise FormatError(f"{path} gives a block size of {arrays.block_size:,} bytes.", path=path)
+    for name, record in arrays.files.items():
+        names.check_file_name(name, path)
+        _check_sizes([record.size], path)
+        expected = -(-record.size // arrays.block_size)
+        if len(record.blocks) != expected:
+            raise FormatError(
+                f"{path} lists {len(record.blocks)} block digests for {name}; "
+                f"{record.size:,} bytes have {expected}.",
+                path=path,
+                expected=expected,
+                found=len(record.blocks),
+            )
+    for part_name, part in arrays.parts.items():
+        for name, entry in part.arrays.items():
+            _check_entry(entry, arrays, f"{part_name}/{name}", path)
+    return arrays
+
+
+def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> None:
+    from holdfast.format import dtypes
+
+    item = dtypes.item_size(entry.dtype)
+    _array_bytes(entry.shape, item, label, path)
+    for chunk in entry.chunks:
+        record = arrays.files.get(chunk.file)
+        start, stop = chunk.bytes
+        if record is None or not 0 <= start <= stop <= record.size:
+            raise FormatError(
+                f"{path}: the array {label} points to bytes {start:,} to {stop:,} of {chunk.file!r}, which "
+                f"{'is not listed' if record is None else f'has {record.size:,} bytes'}.",
+                path=path,
+                found=[chunk.file, start, stop],
+            )
+        shape = entry.shape if chunk.shape is None else chunk.shape
+        size = _array_bytes(shape, item, label, path)
+        if size != stop - start:
+            raise FormatError(
+                f"{path}: the array {label} has a chunk of {stop - start:,} bytes; "
+                f"{entry.dtype} {list(shape)} needs {size:,}.",
+                path=path,
+                expected=size,
+                found=stop - start,
+            )
+        offset = chunk.offset
+        if (offset is None) != (chunk.shape is None) or (
+            offset is not None
+            and (
+                len(offset) != len(entry.shape)
+                or len(shape) != len(entry.shape)
+                or any(o < 0 or o + s > g for o, s, g in zip(offset, shape, entry.shape, strict=True))
+            )
+        ):
+            raise FormatError(f"{path}: a chunk of the array {label} does not lie inside it.", path=path)
+
+
+def _array_bytes(shape: Sequence[int], item: int, label: str, path: str) -> int:
+    size = item
+    for extent in shape:
+        if extent < 0 or extent > _MAX_SIZE:
+            raise FormatError(f"{path}: the array {label} has the shape {list(shape)}.", path=path)
+        size *= extent
+    if size > _MAX_SIZE:
+        raise FormatError(f"{path}: the array {label} of shape {list(shape)} would have {size:,} bytes.", path=path)
+    return size
+
+
+def check_version(content: dict[str, Any], kind: str, path: str) -> None:
+    """Refuses what is not of this kind, or is of a newer major version."""
+    found = content.get("format")
+    if found != kind:
+        raise FormatError(f"{path} is not a {kind} file: its format is {found!r}.", path=path, found=found)
+    version = content.get("version")
+    if (
+        not isinstance(version, list)
+        or len(version) != 2
+        or not all(isinstance(number, int) and number >= 0 for number in version)
+    ):
+        raise FormatError(f"{path} has no format version.", path=path, found=version)
+    if version[0] > VERSION[0]:
+        raise FormatError(
+            f"{path} has format {version[0]}.{version[1]}; this Holdfast reads up to {VERSION[0]}.x. "
+            f"Upgrade with: pip install --upgrade holdfast",
+            path=path,
+            expected=list(VERSION),
+            found=version,
+        )
+
+
+_T = TypeVar("_T")
+
+
+def _convert(content: dict[str, Any], kind: type[_T], path: str) -> _T:
+    try:
+        return msgspec.convert(content, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{path} is not as the format says: {error}.", path=path) from error
+
+
+def _check_sizes(sizes: list[int], path: str) -> None:
+    for size in sizes:
+        if not 0 <= size <= _MAX_SIZE:
+            raise FormatError(f"{path} holds the size {size:,}, which no file has.", path=path, found=size)

@@ -1,0 +1,109 @@
+"""The JSON files of a checkpoint: one object each, whose last line is a digest of all before it.
+
+    {"format":"holdfast-checkpoint",
+    "version":[1,0],
+    …
+    "xxh3-128":"0123456789abcdef0123456789abcdef"}
+
+The digest is compared as bytes before anything is parsed. Keys given twice, nesting deeper than
+100 and non-finite numbers are refused; non-finite floats are written as tagged strings by
+`holdfast.state.tree`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.errors import DamagedError, FormatError
+
+MAX_DEPTH = 100
+_LINE = b'"xxh3-128":"%s"}\n'
+_LINE_LENGTH = 47
+
+
+def digest(data: bytes | memoryview) -> str:
+    """The xxh3-128 of `data`: 32 lower-case hexadecimal digits, most significant first."""
+    import xxhash
+
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """The bytes of a sealed file: a line for each key, in the given order, then the digest."""
+    dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+    lines = ",\n".join(f"{dump(key)}:{dump(value)}" for key, value in content.items())
+    body = f"{{{lines},\n".encode("ascii")
+    return body + _LINE % digest(body).encode("ascii")
+
+
+def decode(data: bytes, path: str) -> dict[str, Any]:
+    """The content of a sealed file; `DamagedError` when its digest is wrong, `FormatError` when it is not one."""
+    body, line = data[:-_LINE_LENGTH], data[-_LINE_LENGTH:]
+    if len(line) < _LINE_LENGTH or not line.startswith(b'"xxh3-128":"') or not line.endswith(b'"}\n'):
+        raise DamagedError(
+            f"{path} is truncated or was changed: its last line is not its digest. "
+            f"Next: holdfast verify on the checkpoint, or use an older one.",
+            file=path,
+            block=None,
+            arrays=[],
+            expected='a last line "xxh3-128":"…"}',
+            found=line[-60:].decode("ascii", "replace"),
+        )
+    expected, found = line[12:44].decode("ascii", "replace"), digest(body)
+    if expected != found:
+        raise DamagedError(
+            f"{path} is damaged: its digest is {found}, and {expected} was written. "
+            f"Next: holdfast verify on the checkpoint, or use an older one.",
+            file=path,
+            block=None,
+            arrays=[],
+            expected=expected,
+            found=found,
+        )
+    content = parse(data, path)
+    del content["xxh3-128"]
+    return content
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """Strict JSON: one object, no key twice, no NaN, no nesting deeper than 100."""
+
+    def no_constant(word: str) -> Any:
+        raise FormatError(f"{path} holds the number {word}, which JSON does not have.", path=path, found=word)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise FormatError(f"{path} has the key {twice!r} twice.", path=path, found=twice)
+        return result
+
+    try:
+        content = json.loads(data, object_pairs_hook=unique, parse_constant=no_constant)
+    except FormatError:
+        raise
+    except RecursionError as error:
+        raise FormatError(f"{path} is nested deeper than {MAX_DEPTH}.", path=path, expected=MAX_DEPTH) from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is not valid JSON: {error}.", path=path) from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} holds a {type(content).__name__}, not a JSON object.", path=path)
+    _check_depth(content, path)
+    return content
+
+
+def _check_depth(content: Any, path: str) -> None:
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            value
+            for container in level
+            for value in (container.values() if type(container) is dict else container)
+            if type(value) is dict or type(value) is list
+        ]
+        if not level:
+            return
+    raise FormatError(f"{path} is nested deeper than {MAX_DEPTH}.", path=path, expected=MAX_DEPTH)

@@ -1,0 +1,312 @@
+"""The managed loops: epochs, batches and steps.
+
+A boundary is the moment a loop asks for its next item, before that is fetched: only then the
+state is whole, and only then something is saved. All three are generators underneath, so that
+leaving a loop by `break` or by an exception closes them at once, and is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast import resuming
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.format.manifest import Goal, Manifest
+from holdfast.log import logger
+from holdfast.state import adapters, streams
+from holdfast.state.source import Skip, Source, compare_fingerprints, generic_source
+from holdfast.training import Training
+
+
+class Loop:
+    """What a run's loops share: at most one is active, and one alone reaches its goal."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.active: str | None = None
+        self.finished = False
+        self.batches_entered = False
+        self.again: Manifest | None = None
+        """The manifest of an interrupted epoch, until its batches are entered again."""
+        self.first_epoch = True
+
+    # -- entering and leaving ------------------------------------------------------------------
+
+    def enter(self, kind: str, goal: int) -> bool:
+        """Opens the run, restores, says so; False when the run is complete already."""
+        training = self.training
+        if self.active is not None:
+            raise UsageError(
+                f"run.{kind}() was called inside run.{self.active}(): a run has one loop. "
+                f"Next: for another phase make another Run, chained by init={{…}}."
+            )
+        if self.finished:
+            raise UsageError(
+                f"This run's loop has reached its goal in this process; run.{kind}() would be a second one. "
+                f'Next: phases are runs of their own: Run("…/phase2", init={{"model": "{training.options.path}@best"}}).'
+            )
+        training.goal = None
+        manifest = resuming.resume(training)
+        before = manifest.goal if manifest is not None else None
+        training.goal = Goal(kind, goal)
+        complete = _complete(manifest, training.goal, before)
+        training.record_goal()
+        _announce(training, manifest, complete=complete)
+        if complete:
+            self.finished = True
+            return False
+        self.active = kind
+        self.first_epoch, self.batches_entered = True, False
+        self.again = manifest if manifest is not None and manifest.progress.entered else None
+        training.restart_counters()
+        training.signals.install()
+        return True
+
+    def finish(self) -> None:
+        """The goal is reached, or `stop` was called: everything is durable when this returns."""
+        training = self.training
+        training.check_metric(final=True)
+        training.record_end()
+        self.finished = True
+
+    def leave(self, *, early: bool) -> None:
+        """The loop is over; `early` when it was left by break or by an exception."""
+        if self.active is None:
+            return
+        training = self.training
+        self.active = None
+        training.signals.restore()
+        if not early:
+            return
+        try:
+            if training.saver is not None:
+                training.saver.drain()
+        except HoldfastError as error:  # the exception that is on its way is never replaced
+            logger.error("The save in flight failed: %s", error)
+            training.failure = error
+        if training.ended:
+            return
+        logger.info(
+            "The loop was left before its goal; nothing more was saved. Newest: %s. The same command continues from it.",
+            training.newest_name(),
+        )
+
+    # -- the loops -------------------------------------------------------------------------------
+
+    def epochs(self, goal: int) -> Iterator[int]:
+        training = self.training
+        if not self.enter("epochs", goal):
+            return
+        early = True
+        try:
+            while training.position.epoch < goal:
+                self.batches_entered = False
+                yield training.position.epoch
+                self.again = None
+                training.count_epoch()
+                training.stopped = training.stopping
+                last = training.position.epoch >= goal or training.stopped
+                training.boundary(epoch_end=True, last=last)
+                if self.first_epoch and not last:
+                    training.check_metric(final=False)
+                self.first_epoch = False
+                if training.stopped:
+                    break
+            self.finish()
+            early = False
+        except BaseException as error:
+            early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
+            raise
+        finally:
+            self.leave(early=early)
+
+    def steps(self, goal: int) -> Iterator[int]:
+        training = self.training
+        every = training.options.every
+        if every.epochs is not None and every.steps is None and every.minutes is None:
+            raise UsageError(
+                f"every={every!r} never comes due in a loop without epochs. "
+                f"Next: Every(steps=1000), or Every(minutes=10).",
+                found=repr(every),
+            )
+        if not self.enter("steps", goal):
+            return
+        early = True
+        try:
+            while training.position.step < goal:
+                training.hand_out()
+                yield training.position.step
+                training.count_step()
+                training.stopped = training.stopping
+                last = training.position.step >= goal or training.stopped
+                training.boundary(last=last)
+                if training.stopped:
+                    break
+            self.finish()
+            early = False
+        except BaseException as error:
+            early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
+            raise
+        finally:
+            self.leave(early=early)
+
+    def batches(self, loader: Any) -> Iterator[tuple[int, Any]]:
+        """(number, batch) for each batch of this epoch that is still to come."""
+        source = self._enter_batches(loader)
+        training = self.training
+        handed_out = False
+        try:
+            items = self._start(source, loader)
+            if items is None:
+                return
+            while True:
+                try:
+                    batch = next(items)
+                except StopIteration:
+                    training.position.exhausted = True
+                    return
+                training.hand_out()
+                handed_out = True
+                yield training.position.batch, batch
+                del batch  # the loader's memory, not ours, while the next one is fetched
+                handed_out = False
+                training.count_batch(source.samples_out)
+                length = source.length()
+                training.position.exhausted = length is not None and training.position.batch >= length
+                training.boundary()
+        finally:
+            if handed_out:  # left by break: the batch in hand counts as done
+                training.count_batch(source.samples_out)
+            source.close()
+
+    def _enter_batches(self, loader: Any) -> Source:
+        if self.active != "epochs":
+            raise UsageError(
+                "run.batches() belongs into the body of `for epoch in run.epochs(…)`. "
+                "Next: in a loop of your own iterate over the loader itself."
+            )
+        if self.batches_entered:
+            raise UsageError(
+                "run.batches() was called a second time in this epoch; its position could not be told apart. "
+                "Next: iterate over other loaders (evaluation, say) directly."
+            )
+        self.batches_entered = True
+        source = self.source_of(loader)
+        self._check_fingerprint(source)
+        self.training.loader.source = source
+        return source
+
+    def source_of(self, loader: Any) -> Source:
+        framework = adapters.home_framework(type(loader))
+        found = adapters.edge(framework).source(loader) if framework is not None else None
+        return found if found is not None else generic_source(loader)
+
+    def _check_fingerprint(self, source: Source) -> None:
+        training = self.training
+        here = source.fingerprint()
+        saved = training.loader.fingerprint
+        if saved is None and training.origin is not None:
+            saved = training.origin.loader
+        training.loader.fingerprint = here
+        if saved is None or saved == here or "loader" in training.options.changed:
+            return
+        errors, warnings = compare_fingerprints(saved, here)
+        if errors:
+            training.loader.fingerprint = saved
+            raise UsageError(
+                "The loader is not the one that this training was using:\n  "
+                + "\n  ".join(errors)
+                + "\n  Next: use the same data and sampler, or, if the change is meant, say changed=['loader'].",
+                different=errors,
+            )
+        for warning in warnings:
+            logger.warning("%s", warning)
+
+    def _start(self, source: Source, loader: Any) -> Iterator[Any] | None:
+        training = self.training
+        position = training.position
+        manifest, self.again = self.again, None
+        random = training.restored_random if self.first_epoch else {}
+        generators = source.generators()
+        streams.restore_generators(generators, random.get("generators", {}))
+        if manifest is not None:
+            resuming.restore_again(training)
+        if manifest is None or position.batch == 0:
+            if manifest is not None:
+                streams.restore(random["streams"])
+            training.loader.order = _order(generators)
+            position.entered = True
+            training.boundary()
+            return source.start(None)
+        training.loader.order = order = random["order"]
+        state = random.get("loader")
+        if position.exhausted and callable(getattr(loader, "state_dict", None)):
+            # Its own state says "at the end", which it would take for "begin the next epoch".
+            streams.restore(random["streams"])
+            return None
+        streams.restore(order["streams"])
+        streams.restore_generators(generators, order["generators"])
+        skip = Skip(position.batch, position.samples, state)
+        items = source.start(skip)
+        for warning in source.warnings(skip):
+            logger.warning("%s", warning)
+        streams.restore(random["streams"])
+        streams.restore_generators(generators, random["generators"])
+        return items
+
+
+def _order(generators: dict[str, Any]) -> dict[str, Any]:
+    return {"streams": streams.capture(), "generators": streams.capture_generators(generators)}
+
+
+def _complete(manifest: Manifest | None, goal: Goal, before: Goal | None) -> bool:
+    if manifest is None:
+        return False
+    reached = manifest.progress.epoch if goal.kind == "epochs" else manifest.progress.step
+    if reached >= goal.value:
+        return True
+    return manifest.stopped and before is not None and before.kind == goal.kind and goal.value <= before.value
+
+
+def _announce(training: Training, manifest: Manifest | None, *, complete: bool) -> None:
+    path = training.open().path
+    goal = training.goal
+    asked = f" of {goal.value} {goal.kind}" if goal is not None else ""
+    if manifest is None:
+        logger.info("%s: new run%s.", path, f", {goal.value} {goal.kind}" if goal is not None else "")
+        return
+    progress = manifest.progress
+    place = f"epoch {progress.epoch}, step {progress.step}" + (f", batch {progress.batch}" if progress.batch else "")
+    if complete:
+        why = "it was stopped" if manifest.stopped else "the goal is reached"
+        logger.info("%s: complete at %s%s (%s); restored %s.", path, place, asked, why, manifest.name)
+    else:
+        logger.info("%s: resumed from %s (%s%s).", path, manifest.name, place, asked)
+
+
+announce = _announce
+
+
+class Batches:
+    """The batches of this epoch that are still to come; sized, and numbered on request."""
+
+    def __init__(self, loop: Loop, loader: Any) -> None:
+        self._loop, self._loader = loop, loader
+
+    def __iter__(self) -> Iterator[Any]:
+        for _, batch in self._loop.batches(self._loader):
+            yield batch
+            del batch
+
+    def __len__(self) -> int:
+        """How many batches this epoch has still to hand out."""
+        length = self._loop.source_of(self._loader).length()
+        if length is None:
+            raise TypeError(f"a {type(self._loader).__name__} does not tell its length")
+        done = self._loop.training.position.batch if self._loop.active == "epochs" else 0
+        return max(0, length - done)
+
+    def numbered(self) -> Iterator[tuple[int, Any]]:
+        """(number, batch), counted from the start of the epoch: true numbers after a resume as well."""
+        return self._loop.batches(self._loader)

@@ -1,0 +1,1 @@
+"""Arrays to blocks to files, and back: the fast path."""

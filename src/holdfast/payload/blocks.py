@@ -1,0 +1,208 @@
+"""One block of a payload file: read in one pass, digested on the way, handed out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from holdfast.errors import HoldfastError, storage_error
+from holdfast.payload import damage, staging
+from holdfast.payload.array import Bytes
+
+# Read and digested together, so that the digest finds the bytes in the cache.
+_STRETCH = 1 << 20
+_VECTORS = 512  # of preadv; Linux takes 1024
+_SCATTERED = 64  # more pieces than this in one block are copied from scratch memory
+
+Names = Callable[[str, int, int], list[str]]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What is known of a payload file: name, bytes, and the xxh3-128 (16 bytes) of each block."""
+
+    name: str
+    size: int
+    blocks: Sequence[bytes]
+
+
+class OpenFile(NamedTuple):
+    """A record, and the descriptor that is read."""
+
+    record: FileRecord
+    path: str
+    fd: int
+
+
+class Piece(NamedTuple):
+    """What one array wants of a block; start and stop count from the block's first byte."""
+
+    start: int
+    stop: int
+    into: Bytes
+    array: str
+
+
+class Job(NamedTuple):
+    """A block to read, and its pieces by ascending start; without any it is only checked."""
+
+    file: OpenFile
+    number: int
+    pieces: list[Piece]
+
+
+class Checker:
+    """Reads and checks blocks, each once, from several threads at once.
+
+    Attributes:
+        changed: whether a destination has been written to.
+
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        block_size: int,
+        names: Names | None,
+        progress: Progress | None,
+        *,
+        unreadable_is_damage: bool = False,
+    ) -> None:
+        self.changed = False
+        self._directory, self._block, self._names, self._progress = directory, block_size, names, progress
+        self._unreadable_is_damage = unreadable_is_damage
+        self._lock = threading.Lock()
+
+    def take(self, job: Job) -> None:
+        """Fills the pieces of a block; `DamagedError` if its digest is not the recorded one."""
+        start = job.number * self._block
+        size = min(self._block, job.file.record.size - start)
+        try:
+            self._take(job, start, size)
+        except HoldfastError:
+            raise
+        except OSError as error:
+            raise self._unreadable(job, start, size, error) from error
+        if self._progress is not None:
+            with self._lock:
+                self._progress(size)
+
+    def _take(self, job: Job, start: int, size: int) -> None:
+        [buffer] = staging.pool.take(1)
+        try:
+            if not job.pieces:
+                self._digest(job, start, size, self._discarded(size, buffer.bytes))
+            elif len(job.pieces) > _SCATTERED or _overlap(job.pieces):
+                whole = buffer.bytes[:size] if size <= len(buffer.bytes) else np.empty(size, np.uint8)
+                self._digest(job, start, size, [whole])
+                self.changed = True
+                for piece in job.pieces:
+                    piece.into[:] = whole[piece.start : piece.stop]
+            else:
+                self.changed = True
+                self._digest(job, start, size, self._scattered(job.pieces, size, buffer.bytes))
+        finally:
+            staging.pool.give([buffer])
+
+    @staticmethod
+    def _discarded(size: int, scratch: Bytes) -> Iterator[Bytes]:
+        """Places for bytes that nobody wants: the same stretch of scratch memory again and again."""
+        while size > 0:
+            yield scratch[: min(size, _STRETCH)]
+            size -= _STRETCH
+
+    def _scattered(self, pieces: list[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
+        """The destinations in the order of the block, with scratch memory for what lies between."""
+        at = 0
+        for piece in pieces:
+            yield from self._discarded(piece.start - at, scratch)
+            yield piece.into
+            at = piece.stop
+        yield from self._discarded(size - at, scratch)
+
+    def _digest(self, job: Job, start: int, size: int, places: Iterator[Bytes] | list[Bytes]) -> None:
+        """Reads the block into the places and compares its digest."""
+        digest = xxhash.xxh3_128()
+        offset = start
+        for batch in _batches(places):
+            self._read(job, batch, offset)
+            for view in batch:
+                digest.update(view)
+                offset += len(view)
+        found, expected = digest.digest(), job.file.record.blocks[job.number]
+        if found != expected:
+            count = len(job.file.record.blocks)
+            raise damage.damaged(
+                self._directory,
+                job.file.record.name,
+                f"is damaged in block {job.number} of {count} (bytes {start:,} to {start + size:,}): expected xxh3-128 "
+                f"{expected.hex()}, found {found.hex()}",
+                block=job.number,
+                arrays=self._arrays(job, start, size),
+                expected=expected.hex(),
+                found=found.hex(),
+            )
+
+    def _read(self, job: Job, views: list[memoryview], offset: int) -> None:
+        while views:
+            count = os.preadv(job.file.fd, views, offset)
+            if count == 0:
+                found = os.fstat(job.file.fd).st_size
+                raise damage.wrong_size(self._directory, job.file.record.name, job.file.record.size, found)
+            offset += count
+            done = 0
+            while done < len(views) and count >= len(views[done]):
+                count -= len(views[done])
+                done += 1
+            views = views[done:]
+            if views and count:
+                views = [views[0][count:], *views[1:]]
+
+    def _arrays(self, job: Job, start: int, size: int) -> list[str]:
+        if self._names is not None:
+            return self._names(job.file.record.name, start, start + size)
+        return list(dict.fromkeys(piece.array for piece in job.pieces))
+
+    def _unreadable(self, job: Job, start: int, size: int, error: OSError) -> HoldfastError:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return damage.gone(self._directory)
+        if not self._unreadable_is_damage:
+            return storage_error(error, job.file.path, "read")
+        return damage.damaged(
+            self._directory,
+            job.file.record.name,
+            f"cannot be read in block {job.number} of {len(job.file.record.blocks)}: {error.strerror or error}",
+            block=job.number,
+            arrays=self._arrays(job, start, size),
+            expected=job.file.record.blocks[job.number].hex(),
+        )
+
+
+def _overlap(pieces: list[Piece]) -> bool:
+    return any(second.start < first.stop for first, second in pairwise(pieces))
+
+
+def _batches(places: Iterator[Bytes] | list[Bytes]) -> Iterator[list[memoryview]]:
+    """The places, cut and gathered into what one call reads."""
+    batch: list[memoryview] = []
+    room = _STRETCH
+    for place in places:
+        view: memoryview = place.data
+        while view:
+            batch.append(view[:room])
+            room -= len(batch[-1])
+            view = view[len(batch[-1]) :]
+            if not room or len(batch) == _VECTORS:
+                yield batch
+                batch, room = [], _STRETCH
+    if batch:
+        yield batch

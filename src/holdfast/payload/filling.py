@@ -1,0 +1,203 @@
+"""Copying arrays into blocks: large arrays are split, small ones gathered, floats looked at."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+
+import numpy as np
+
+from holdfast.errors import UsageError
+from holdfast.format import dtypes
+from holdfast.payload.array import Bytes, HostArray
+from holdfast.payload.layout import Layout, PlannedFile, Segment
+
+# Small enough to be in the second-level cache still when it is looked at after copying.
+TILE = 256 * 1024
+
+
+class _Shared:
+    """An array that several blocks need, opened by the first of them, dropped by the last."""
+
+    __slots__ = ("left", "lock", "view")
+
+    def __init__(self, uses: int) -> None:
+        self.left = uses
+        self.view: Bytes | None = None
+        self.lock = threading.Lock()
+
+
+class _Source:
+    """A file's segments, with what filling needs to know about each."""
+
+    __slots__ = ("plan", "shared", "stops", "watch")
+
+    def __init__(self, plan: PlannedFile, block: int) -> None:
+        self.plan = plan
+        self.stops = [segment.stop for segment in plan.segments]
+        self.watch = [
+            dtypes.nonfinite(segment.array.dtype) if segment.checked else None for segment in plan.segments
+        ]
+        self.shared: dict[int, _Shared] = {}
+        for index, (start, stop, array, *_) in enumerate(plan.segments):
+            uses = (stop - 1) // block - start // block + 1
+            if uses > 1 and not isinstance(array, HostArray):
+                self.shared[index] = _Shared(uses)
+
+
+class Filling:
+    """Fills the blocks of a layout, from several threads at once, each block once."""
+
+    def __init__(self, layout: Layout, block: int) -> None:
+        self._block = block
+        self._sources = [_Source(plan, block) for plan in layout.files]
+        self._found: set[tuple[int, int]] = set()  # (file, segment) that hold a NaN or an infinity
+
+    def fill(self, file: int, number: int, target: Bytes) -> None:
+        """Copies the bytes of one block; its arrays' errors are raised as they are, with a note."""
+        source = self._sources[file]
+        base = number * self._block
+        end = min(base + self._block, source.plan.size)
+        header = source.plan.header[base:end]
+        target[: len(header)] = np.frombuffer(header, np.uint8)
+        segments = source.plan.segments
+        index = bisect_right(source.stops, base)
+        run: list[Bytes] = []
+        first, length = index, 0
+        while index < len(segments):
+            start, stop, array, _, _, _ = segment = segments[index]
+            if start >= end:
+                break
+            if stop - start < TILE and start >= base and stop <= end:
+                try:
+                    view = array.open()
+                except BaseException as error:
+                    _note(error, segment)
+                    raise
+                if len(view) != stop - start:
+                    raise _resized(segment, view)
+                run.append(view)
+                length += stop - start
+                index += 1
+                if length >= TILE:
+                    self._gather(file, first, run, target, base)
+                    run, first, length = [], index, 0
+                continue
+            if run:
+                self._gather(file, first, run, target, base)
+            self._copy(file, index, target, base, end)
+            index += 1
+            run, first, length = [], index, 0
+        if run:
+            self._gather(file, first, run, target, base)
+
+    def nonfinite(self) -> list[tuple[str, str]]:
+        """Names of checked arrays with a NaN or an infinity, in the order of the files."""
+        return [
+            name
+            for file, index in sorted(self._found)
+            for name in self._sources[file].plan.segments[index].checked
+        ]
+
+    def release(self) -> None:
+        """Lets go of arrays that a failed save has still open."""
+        for source in self._sources:
+            for shared in source.shared.values():
+                shared.view = None
+
+    # -- many small arrays ----------------------------------------------------------------------
+
+    def _gather(self, file: int, first: int, run: list[Bytes], target: Bytes, base: int) -> None:
+        """Copies whole neighbouring arrays in one call, then looks at them dtype by dtype."""
+        source = self._sources[file]
+        segments, watch = source.plan.segments, source.watch
+        last = first + len(run)
+        offset = segments[first].start - base
+        np.concatenate(run, out=target[offset : segments[last - 1].stop - base])
+        index = first
+        while index < last:
+            kind, begin = watch[index], index
+            while index < last and watch[index] is kind:
+                index += 1
+            if kind is None or finite(
+                target[segments[begin].start - base : segments[index - 1].stop - base], kind
+            ):
+                continue
+            for number in range(begin, index):
+                if not finite(target[segments[number].start - base : segments[number].stop - base], kind):
+                    self._found.add((file, number))
+
+    # -- one large array ------------------------------------------------------------------------
+
+    def _copy(self, file: int, index: int, target: Bytes, base: int, end: int) -> None:
+        source = self._sources[file]
+        segment = source.plan.segments[index]
+        begin, stop = max(segment.start, base), min(segment.stop, end)
+        shared = source.shared.get(index)
+        view = self._open(segment, shared)
+        piece, place = view[begin - segment.start : stop - segment.start], target[begin - base : stop - base]
+        kind = source.watch[index]
+        if kind is None or (file, index) in self._found:
+            np.copyto(place, piece)
+        else:
+            for tile in range(0, len(piece), TILE):
+                fresh = place[tile : tile + TILE]
+                np.copyto(fresh, piece[tile : tile + TILE])
+                if not finite(fresh, kind):
+                    self._found.add((file, index))
+                    np.copyto(place[tile:], piece[tile:])
+                    break
+        if shared is not None:
+            with shared.lock:
+                shared.left -= 1
+                if not shared.left:
+                    shared.view = None
+
+    def _open(self, segment: Segment, shared: _Shared | None) -> Bytes:
+        try:
+            if shared is None:
+                view = segment.array.open()
+            else:
+                with shared.lock:
+                    if shared.view is None:
+                        shared.view = segment.array.open()
+                    view = shared.view
+        except BaseException as error:
+            _note(error, segment)
+            raise
+        if view.dtype != np.uint8 or view.shape != (segment.stop - segment.start,):
+            raise _resized(segment, view)
+        return view
+
+
+def finite(data: Bytes, kind: dtypes.NonFinite) -> bool:
+    """Whether no element is NaN or infinite.
+
+    Exponents of ones are the largest integers of either sign, so two maxima tell: exact, without
+    scratch memory, and at the speed of the cache.
+
+    Args:
+        data: whole elements.
+        kind: what `dtypes.nonfinite` says of their dtype.
+
+    """
+    signed = data.view(f"{kind.order}i{kind.width}")
+    if kind.lowest:
+        return bool(signed.min() > -(1 << (8 * kind.width - 1)))
+    if kind.signed is not None and signed.max() >= kind.signed:
+        return False
+    return kind.unsigned is None or bool(data.view(f"{kind.order}u{kind.width}").max() < kind.unsigned)
+
+
+def _note(error: BaseException, segment: Segment) -> None:
+    error.add_note(f"while the array {segment.part}/{segment.name} was being copied")
+
+
+def _resized(segment: Segment, view: Bytes) -> UsageError:
+    return UsageError(
+        f"The array {segment.part}/{segment.name} brought {view.dtype} {list(view.shape)} when it was copied; planned "
+        f"were {segment.stop - segment.start:,} bytes in one dimension. It changed while it was being saved.",
+        array=f"{segment.part}/{segment.name}",
+        expected=segment.stop - segment.start,
+        found=view.nbytes,
+    )

@@ -1,0 +1,243 @@
+"""Arrays to payload files: one mechanism for saves that block and saves in the background.
+
+A block passes two phases: it is *filled* (the arrays' bytes are copied into a staging buffer and
+looked at for NaN while they are in the cache) and *written* (its digest is taken, then it goes to
+the file). Fills come before writes while a buffer is free. So with a handful of buffers the save
+streams in bounded memory; with one buffer per block everything is copied before much is written,
+and the training goes on. Nothing else differs between the two.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import xxhash
+
+from holdfast import files
+from holdfast.errors import UsageError, storage_error
+from holdfast.format.safetensors import ALIGNMENT, BLOCK
+from holdfast.payload import staging as staging_
+from holdfast.payload import threads
+from holdfast.payload.filling import Filling
+from holdfast.payload.layout import Layout, PlannedFile
+from holdfast.payload.staging import Buffer
+
+# Below this, the page cache takes a file at once, and direct I/O waits for the device per call.
+DIRECT_FROM = 1 << 20
+_SPARE_BUFFERS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A finished file: its size, the xxh3-128 of each block, and that of these digests (hex)."""
+
+    size: int
+    blocks: list[bytes]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a save wrote, and the (part, name) of checked arrays that hold a NaN or an infinity."""
+
+    files: dict[str, WrittenFile]
+    nonfinite: list[tuple[str, str]]
+
+
+class _File:
+    """A file in the making: how many of its blocks are still to be written."""
+
+    __slots__ = ("digests", "disk", "left", "plan")
+
+    def __init__(self, plan: PlannedFile, disk: files.PayloadFile, blocks: int) -> None:
+        self.plan, self.disk, self.left = plan, disk, blocks
+        self.digests = [b""] * blocks
+
+
+class Save:
+    """One save of a layout into a directory, from `start` to `wait`.
+
+    Args:
+        layout: what `layout.plan` made.
+        directory: where the files are created; they must not exist yet.
+        staging: bytes of memory to copy into ahead of the disk; None or 0 streams.
+        block_size: bytes of a block, a multiple of 4096, at most 16 MiB (smaller ones in tests).
+
+    The arrays must not change between `start` and the return of `wait_copied`. `wait` and
+    `wait_copied` may be called from any thread. The files' names are durable only after the
+    caller has synced the directory; after a failure they are left for the caller to remove.
+
+    """
+
+    def __init__(
+        self, layout: Layout, directory: str, *, staging: int | None = None, block_size: int = BLOCK
+    ) -> None:
+        if block_size % ALIGNMENT or not 0 < block_size <= BLOCK:
+            raise UsageError(
+                f"A block of {block_size:,} bytes is not possible: a multiple of {ALIGNMENT} up to {BLOCK:,} is."
+            )
+        self._layout, self._directory, self._block = layout, os.fspath(directory), block_size
+        self._staging = staging or 0
+        self._filling = Filling(layout, block_size)
+        self._lock = threading.Lock()
+        self._files: list[_File] = []
+        self._to_fill: deque[tuple[int, int]] = deque()  # (file, number of the block)
+        self._to_write: deque[tuple[int, int, Buffer]] = deque()
+        self._free: list[Buffer] = []
+        self._held: list[Buffer] = []  # all buffers that are not given back yet
+        self._unfilled = 0
+        self._crew = 0
+        self._closed = False
+        self._error: BaseException | None = None
+        self._copied, self._done = threads.Ticket(), threads.Ticket()
+
+    def start(self) -> None:
+        """Creates the files and begins; returns at once. `StorageError` if one cannot be created."""
+        # The first use of a file system tries it out with a file of its own.
+        big = any(file.size > DIRECT_FROM for file in self._layout.files)
+        direct = big and files.direct_io_works(self._directory)
+        try:
+            for index, plan in enumerate(self._layout.files):
+                count = -(-plan.size // self._block)
+                path = os.path.join(self._directory, plan.name)
+                disk = files.PayloadFile(path, plan.size, direct=direct and plan.size > DIRECT_FROM)
+                self._files.append(_File(plan, disk, count))
+                self._to_fill.extend((index, number) for number in range(count))
+            self._unfilled = len(self._to_fill)
+            workers = min(threads.size("blocks"), self._unfilled)
+            wanted = max(workers + _SPARE_BUFFERS, self._staging // self._block)
+            self._free = staging_.pool.take(min(wanted, self._unfilled))
+        except BaseException as error:
+            self._close(error)
+            raise
+        self._held = list(self._free)
+        if not workers:
+            self._close(None)
+        for _ in range(workers):
+            # One by one, so that an interrupt between two leaves a save that still ends.
+            with self._lock:
+                self._crew += 1
+            threads.submit("blocks", self._work)
+
+    def wait_copied(self) -> None:
+        """Returns when every array's bytes are copied; raises what stopped the save before that."""
+        self._copied.wait()
+
+    def wait(self) -> Written:
+        """Returns when all data is durable; else raises the first failure, all files closed."""
+        self._done.wait()
+        written = {
+            file.plan.name: WrittenFile(
+                file.plan.size, file.digests, xxhash.xxh3_128_hexdigest(b"".join(file.digests))
+            )
+            for file in self._files
+        }
+        return Written(written, self._filling.nonfinite())
+
+    def cancel(self) -> None:
+        """Stops after the blocks in hand and returns when nothing of this save runs any more."""
+        self._fail(UsageError("The save was cancelled."))
+        self._done.join()
+
+    # -- in the worker threads ----------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:
+            self._fail(error)
+        with self._lock:
+            self._crew -= 1
+            last = not self._crew
+        if last:
+            self._close(self._error)
+
+    def _step(self) -> bool:
+        """Fills or writes one block. False: there is none for this thread.
+
+        A thread that finds no free buffer and nothing to write may leave: each buffer is in the
+        hands of another, who will come back here with it.
+        """
+        buffer: Buffer | None = None
+        with self._lock:
+            if self._error is not None:
+                return False
+            if self._to_fill and self._free:
+                index, number = self._to_fill.popleft()
+                buffer, full = self._free.pop(), False
+            elif self._to_write:
+                index, number, buffer = self._to_write.popleft()
+                full = True
+            else:
+                return False
+        if full:
+            self._write(index, number, buffer)
+        else:
+            self._fill(index, number, buffer)
+        return True
+
+    def _fill(self, index: int, number: int, buffer: Buffer) -> None:
+        self._filling.fill(index, number, buffer.bytes)
+        with self._lock:
+            self._to_write.append((index, number, buffer))
+            self._unfilled -= 1
+            copied = not self._unfilled
+        if copied:
+            self._filling.release()
+            self._copied.finish()
+
+    def _write(self, index: int, number: int, buffer: Buffer) -> None:
+        file = self._files[index]
+        start = number * self._block
+        size = min(self._block, file.plan.size - start)
+        file.digests[number] = xxhash.xxh3_128_digest(buffer.view[:size])
+        if file.disk.direct and size % ALIGNMENT:
+            padded = -(-size // ALIGNMENT) * ALIGNMENT
+            buffer.bytes[size:padded] = 0
+            size = padded
+        file.disk.write(buffer.view[:size], start)
+        with self._lock:
+            file.left -= 1
+            finished = not file.left
+            if self._to_fill:
+                self._free.append(buffer)
+                buffers = []
+            else:
+                # Nothing is left to fill: another save may have these.
+                buffers = [buffer, *self._free]
+                self._free = []
+                for one in buffers:
+                    self._held.remove(one)
+        staging_.pool.give(buffers)
+        if finished:
+            file.disk.finish()
+            file.disk.close()
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+
+    def _close(self, error: BaseException | None) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for file in self._files:
+            try:
+                file.disk.close()
+            except OSError as late:
+                error = error or storage_error(late, file.disk.path, "close")
+        staging_.pool.give(self._held)
+        self._held, self._free = [], []
+        self._to_fill.clear()
+        self._to_write.clear()
+        self._filling.release()
+        self._copied.finish(error)
+        self._done.finish(error)

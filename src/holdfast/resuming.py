@@ -1,0 +1,234 @@
+"""Bringing a training back to where its run stands: the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast import hyperparameters
+from holdfast.checkpoint import Checkpoint, open_checkpoint
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError
+from holdfast.format.manifest import Manifest
+from holdfast.log import logger
+from holdfast.state import adapters, capture, environment, streams
+from holdfast.state.part import Plan, SavedPart
+from holdfast.store import book, catalog
+from holdfast.training import Position, Training
+
+# Parts up to this size are restored a second time when an epoch is entered again; see `restore_again`.
+SMALL_PART = 64 << 20
+
+
+def resume(training: Training) -> Manifest | None:
+    """Restores everything from the newest whole clean checkpoint; None on a fresh run.
+
+    A damaged checkpoint is passed over for the next older one, loudly.
+
+    Raises:
+        UsageError: config or hyperparameters differ; nothing was restored.
+        MismatchError: the checkpoint does not fit; nothing was restored.
+        DamagedError: nothing whole is left.
+    """
+    session = training.open()
+    training.need_saver().drain()
+    hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
+    candidates = catalog.newest(session.entries)
+    broken = [entry for entry in session.entries if entry.problem is not None and not entry.abandoned]
+    for entry in broken:
+        logger.warning("Passed over %s: %s", entry.name, entry.problem)
+    failures: list[DamagedError | FormatError] = []
+    for entry in candidates:
+        try:
+            manifest = _restore(training, entry.path)
+        except (DamagedError, FormatError, NotFoundError) as error:
+            if isinstance(error, NotFoundError) and catalog.is_checkpoint(entry.path):
+                raise
+            failures.append(error if not isinstance(error, NotFoundError) else FormatError(str(error)))
+            training.torn = training.torn or (isinstance(error, DamagedError) and error.target_changed)
+            logger.warning("Passed over %s: %s", entry.name, error)
+            _note(session.path, "damaged", name=str(entry.name), problem=str(error))
+            continue
+        training.torn = False
+        _note(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
+        return manifest
+    if failures:
+        raise _nothing_left(session.path, failures, changed=training.torn)
+    problems = [entry.problem for entry in broken if isinstance(entry.problem, DamagedError)]
+    if problems:
+        raise _nothing_left(session.path, problems, changed=False)
+    _start_fresh(training)
+    return None
+
+
+def _nothing_left(path: str, failures: list[Any], *, changed: bool) -> DamagedError:
+    first = failures[0]
+    text = (
+        f"No checkpoint of {path} is whole: {len(failures)} were tried. The newest says: {first} "
+        f"Next: holdfast verify {path}; to begin anew, use another directory."
+    )
+    facts = {key: value for key, value in first.facts.items() if key not in ("target_changed", "path")}
+    error = DamagedError(text, **{"file": None, "block": None, "arrays": [], **facts, "path": path})
+    return error.changed_target() if changed else error
+
+
+def _start_fresh(training: Training) -> None:
+    training.position = Position()
+    training.origin = None
+    training.history, training.applied, training.restored_random = [], {}, {}
+    training.note_saved()
+    training._last_saved = None
+    training.stopped = training.stopping = False
+    _note(training.open().path, "start")
+    record = {}
+    for part, reference in training.options.init.items():
+        if part not in training.things:
+            raise UsageError(
+                f"init={{{part!r}: …}}: no part {part!r} is tracked. Tracked are: {', '.join(training.things) or 'none'}.",
+                found=part,
+            )
+        checkpoint = open_checkpoint(reference)
+        checkpoint.restore({part: training.things[part]})
+        record[part] = {"reference": str(reference), "run": checkpoint.manifest.run, "name": checkpoint.name}
+        logger.info("Part %r starts from %s.", part, checkpoint.path)
+    training.init_record = record or None
+
+
+def _restore(training: Training, path: str) -> Manifest:
+    checkpoint = Checkpoint(path)
+    manifest, options = checkpoint.manifest, training.options
+    hyperparameters.check_config(manifest.config, options.config, options.changed, path)
+    applying = hyperparameters.to_apply(options.fresh, training.declared, manifest.fresh)
+    hyperparameters.check_declared(manifest.declared, training.declared, applying, path)
+    saved = checkpoint.arrays().parts
+    targets = _targets(training, saved, applying, path)
+    plan = Plan()
+    for name, thing in targets.items():
+        capture.plan_restore(thing, checkpoint.saved(name), plan, training.things, keep=_kept(name, applying))
+    plan.check_fit(path)
+    values = {name: plan.value(checkpoint.saved(name)) for name in ("state", "random", "grads") if name in saved}
+    answer = None
+    if training.probe is not None and "probe" in saved:
+        answer = plan.value(checkpoint.saved("probe"))
+    _read(checkpoint, plan)
+    training.state.clear()
+    if "state" in values:
+        training.state.update(values["state"]())
+    gradients = values["grads"]() if "grads" in values else {}
+    for _, edge in adapters.loaded_edges():
+        edge.set_gradients(training.things, gradients)
+    training.position = Position.at(manifest.progress)
+    training.history = list(manifest.history)
+    training.applied = dict(manifest.fresh)
+    training.init_record = manifest.init
+    training.stopped = training.stopping = False
+    training.origin = manifest
+    training.note_saved()
+    same = _compare_environment(training, checkpoint)
+    if answer is not None and manifest.probe is not None and not applying:
+        warning = training.probe.check(answer(), manifest.probe, same_environment=same)
+        if warning:
+            logger.warning("%s", warning)
+    training.restored_random = values["random"]() if "random" in values else {}
+    if training.restored_random:  # last: nothing after this may draw from a stream
+        streams.restore(training.restored_random["streams"])
+    return manifest
+
+
+def _read(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Reads with a progress line for states that take long."""
+    total = sum(request.stop - request.start for request in plan.requests)
+    started, shown = time.monotonic(), [time.monotonic()]
+    done = [0]
+
+    def progress(count: int) -> None:
+        done[0] += count
+        now = time.monotonic()
+        if now - started > 5 and now - shown[0] > 5:
+            shown[0] = now
+            logger.info("reading %s: %d of %d MB", checkpoint.name, done[0] >> 20, total >> 20)
+
+    checkpoint.read(plan, progress)
+
+
+def _targets(training: Training, saved: Mapping[str, Any], applying: set[str], path: str) -> dict[str, Any]:
+    missing = [name for name in training.things if name not in saved and name not in applying]
+    if missing:
+        raise UsageError(
+            f"{path} has no part {', '.join(map(repr, missing))}, which this launch tracks; nothing was restored. It has: "
+            f"{', '.join(name for name in saved if name not in ('random', 'grads', 'probe'))}. "
+            f"Next: if it is new, say so with fresh={missing!r}; else give it the name it had.",
+            missing=missing,
+        )
+    for name in saved:
+        if name not in training.things and name not in ("state", "random", "grads", "probe"):
+            logger.warning(
+                "%s has the part %r, which this launch does not track: it will be missing from later checkpoints.",
+                path,
+                name,
+            )
+    return {name: thing for name, thing in training.things.items() if name not in applying}
+
+
+def _kept(name: str, applying: set[str]) -> tuple[str, ...]:
+    return tuple(item.partition(".")[2] for item in applying if item.startswith(f"{name}."))
+
+
+def _compare_environment(training: Training, checkpoint: Checkpoint) -> bool:
+    from holdfast.state import tree
+
+    here = tree.decode(training.environment(), lambda *_: None)
+    changes = environment.differences(checkpoint.environment, here)
+    if changes:
+        logger.warning(
+            "Versions or devices changed since the save (%s): the training continues, but not to the bit.",
+            "; ".join(changes),
+        )
+    return not changes
+
+
+def restore_again(training: Training) -> None:
+    """Restores what is small once more, when the interrupted epoch's batches are entered again.
+
+    The top of the epoch's body has just run a second time (``run.state["loss"] = 0.0``); this
+    undoes what it did. Restored are `run.state`, everything with a plain state_dict, the options
+    of optimizers, and all other parts of up to 64 MiB; the names in `fresh` are left alone. The
+    random streams are the caller's, who sets them when the loader has been started.
+    """
+    manifest = training.origin
+    checkpoint = Checkpoint(f"{training.open().path}/{manifest.name}")
+    applying = hyperparameters.to_apply(training.options.fresh, training.declared, manifest.fresh)
+    saved = checkpoint.arrays().parts
+    plan = Plan()
+    for name, thing in training.things.items():
+        if name in applying or name not in saved:
+            continue
+        part = checkpoint.saved(name)
+        _plan_again(training, thing, part, plan, _kept(name, applying))
+    state = plan.value(checkpoint.saved("state")) if "state" in saved else dict
+    plan.check_fit(checkpoint.path)
+    try:
+        checkpoint.read(plan)
+    except HoldfastError:
+        training.torn = True
+        raise
+    training.state.clear()
+    training.state.update(state())
+
+
+def _plan_again(training: Training, thing: Any, part: SavedPart, plan: Plan, keep: tuple[str, ...]) -> None:
+    kind = capture.kind_of(thing)
+    if kind == "object" or part.nbytes() <= SMALL_PART:
+        capture.plan_restore(thing, part, plan, training.things, keep=keep)
+        return
+    framework = adapters.home_framework(type(thing))
+    if framework is not None and kind is not None and kind.endswith(".Optimizer"):
+        adapters.edge(framework).plan_restore_options(thing, part, plan, training.things, keep=keep)
+
+
+def _note(path: str, event: str, **facts: Any) -> None:
+    try:
+        book.note_event(path, event, **facts)
+    except HoldfastError as error:
+        logger.warning("The history could not be written: %s", error)

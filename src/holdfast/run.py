@@ -1,0 +1,408 @@
+"""`Run`: one training, however often it is interrupted."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from holdfast import loop, resuming
+from holdfast.checkpoint import Checkpoint, encode_config
+from holdfast.errors import HoldfastError, UsageError
+from holdfast.format import names
+from holdfast.format.manifest import Progress
+from holdfast.log import logger
+from holdfast.policy.every import DEFAULT, Every
+from holdfast.policy.keep import Keep
+from holdfast.policy.keep import _bytes_of as parse_size
+from holdfast.state import adapters, capture, streams
+from holdfast.state.probe import Probe
+from holdfast.store import catalog
+from holdfast.training import Options, Position, Training
+
+
+class Run:
+    """Keeps a training's place in a directory; nothing is touched on disk before it is used.
+
+    Args:
+        path: the run's directory; made at first use.
+        config: a mapping of settings, compared at resume; a difference is a `UsageError` that shows it.
+        note: a sentence for the cards.
+        seed: seeds every random stream now, at each launch.
+        every: when to save by itself; default: each epoch, and after 10 minutes.
+        keep: which checkpoints stay; default: the last three.
+        init: part → reference of a checkpoint that it starts from, while this run has none.
+        fresh: names like "scheduler" or "optimizer.lr" that keep this launch's values, once.
+        changed: keys of `config` that may differ, and "loader".
+        on_nan: "mark" a checkpoint with NaN or infinite parameters, or "raise" instead of saving it.
+        staging: bytes (or "2 GB") of memory for the copy that is written in the background; default:
+            what the state needs, at most a quarter of what is free; 0 holds the training instead.
+        wait: seconds to wait for a living process that holds this run.
+
+    Raises:
+        UsageError: an argument cannot work; the message says what would.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        note: str = "",
+        seed: int | None = None,
+        every: Every = DEFAULT,
+        keep: Keep | None = None,
+        init: Mapping[str, str] | None = None,
+        fresh: Iterable[str] = (),
+        changed: Iterable[str] = (),
+        on_nan: Literal["mark", "raise"] = "mark",
+        staging: int | str | None = None,
+        wait: float = 0,
+    ) -> None:
+        if "@" in os.path.basename(os.fspath(path)) and names.parse_reference(os.fspath(path)).which != "newest":
+            raise UsageError(f"{path!r} names a checkpoint of a run; a Run takes the run's own path.", found=path)
+        if on_nan not in ("mark", "raise"):
+            raise UsageError(f"on_nan={on_nan!r}: expected 'mark' or 'raise'.", found=on_nan)
+        for name, value, kind in (("every", every, Every), ("keep", keep or Keep(), Keep)):
+            if not isinstance(value, kind):
+                raise UsageError(
+                    f"{name}={value!r}: expected {kind.__name__}(…), like {kind.__name__}({_EXAMPLES[name]}).", found=value
+                )
+        if init is not None and not isinstance(init, Mapping):
+            raise UsageError(f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init)
+        refuse_several_processes()
+        self._training = Training(
+            Options(
+                path=os.path.abspath(os.path.expanduser(os.fspath(path))),
+                config=encode_config(config),
+                note=note,
+                seed=seed,
+                every=every,
+                keep=keep or Keep(),
+                init=dict(init or {}),
+                fresh=_names("fresh", fresh),
+                changed=_names("changed", changed),
+                on_nan=on_nan,
+                staging=parse_size(staging) if staging is not None else None,
+                wait=wait,
+            )
+        )
+        self._loop = loop.Loop(self._training)
+        self._resumed = False
+        self._closed = False
+        self._pid = os.getpid()
+        if seed is not None:
+            streams.seed(seed)
+
+    def __repr__(self) -> str:
+        return f"<holdfast.Run {self.path}>"
+
+    # -- what is tracked -------------------------------------------------------------------------
+
+    def track(self, **things: Any) -> None:
+        """Tracks things that can be restored in place: models, optimizers, schedulers, scalers, loaders, …
+
+        Anything with ``state_dict`` and ``load_state_dict``, `holdfast.torch.trainable(net)`,
+        `numpy.random.Generator`, `random.Random`, `torch.Generator`; `probe=Probe(net, batch)`.
+
+        Raises:
+            UsageError: a plain value would keep its first content for ever: it belongs into `run.state`.
+        """
+        self._usable()
+        if self._loop.active is not None:
+            raise UsageError("run.track() inside the loop comes too late. Next: track before the loop is entered.")
+        for name, thing in things.items():
+            if name == "probe":
+                if not isinstance(thing, Probe):
+                    raise UsageError(
+                        f"track(probe=…) takes a Probe, like Probe(net, sample_batch), not a {type(thing).__name__}.",
+                        found=type(thing).__name__,
+                    )
+                self._training.probe = thing
+                continue
+            names.check_part_name(name)
+            if capture.kind_of(thing) is None:
+                raise _untrackable(name, thing)
+            self._training.track(name, thing)
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        """What the loop accumulates: always saved, restored by content, the same object throughout."""
+        return self._training.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        raise UsageError(
+            "run.state stays the same object, so that it can be restored. "
+            'Next: run.state["name"] = …, or run.state.update({…}).'
+        )
+
+    # -- managed loops -----------------------------------------------------------------------------
+
+    def epochs(self, goal: int) -> Iterator[int]:
+        """The epochs that are still to do, up to `goal` in total; resumes by itself.
+
+        Raises (from the loop):
+            Preempted: SIGTERM or SIGUSR1 came, and the place is saved.
+            StorageError: a save failed.
+        """
+        return self._guarded(self._loop.epochs(self._goal("epochs", goal)))
+
+    def steps(self, goal: int) -> Iterator[int]:
+        """The steps that are still to do, up to `goal` in total, for loops without epochs."""
+        return self._guarded(self._loop.steps(self._goal("steps", goal)))
+
+    def batches(self, loader: Any) -> loop.Batches:
+        """The batches of this epoch; after a resume those that were not done, without fetching the others.
+
+        The result is sized, and ``.numbered()`` gives pairs with true batch numbers.
+        """
+        self._usable()
+        return loop.Batches(self._loop, loader)
+
+    def log(self, **metrics: Any) -> None:
+        """Metrics of the next boundary: numbers, or arrays of one element."""
+        self._usable()
+        self._training.log(metrics)
+
+    def stop(self) -> None:
+        """This epoch (or step) is the last one: it is finished and saved, and the run is complete."""
+        self._usable()
+        if self._loop.active is None:
+            raise UsageError("run.stop() belongs into a managed loop; in a loop of your own, leave it and close the run.")
+        self._training.stopping = True
+
+    def _guarded(self, iterator: Iterator[int]) -> Iterator[int]:
+        self._usable()
+        self._take_path()
+        return iterator
+
+    def _goal(self, kind: str, goal: int) -> int:
+        if isinstance(goal, bool) or not hasattr(goal, "__index__") or goal < 0:
+            raise UsageError(f"run.{kind}({goal!r}): expected how many {kind} in total, like run.{kind}(20).", found=goal)
+        return int(goal)
+
+    # -- a loop of one's own -------------------------------------------------------------------------
+
+    def resume(self) -> Progress:
+        """Restores the newest whole checkpoint; zeros on a fresh run. ``progress.epoch`` is the next index."""
+        self._usable()
+        if self._loop.active is not None:
+            raise UsageError(f"run.{self._loop.active}() has resumed already; run.resume() is for loops of your own.")
+        self._take_path()
+        manifest = resuming.resume(self._training)
+        loop.announce(self._training, manifest, complete=False)
+        self._resumed = True
+        return self.progress
+
+    def save(
+        self,
+        epoch: int | None = None,
+        step: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Saves at once, or, inside a managed loop, at the next boundary.
+
+        Args:
+            epoch, step: completed ones so far; what is left out stays. Only outside a managed loop.
+            metrics: numbers that rank this checkpoint.
+            wait: return when it is durable, and raise its own failure.
+        """
+        self._usable()
+        training = self._training
+        if self._loop.active is not None:
+            if epoch is not None or step is not None or metrics is not None or wait:
+                raise UsageError(
+                    f"Inside run.{self._loop.active}() the progress is known, so run.save() takes no arguments: it saves at "
+                    f"the next boundary. Next: run.save(), and run.log(…) for metrics."
+                )
+            training.ask_for_save()
+            return
+        self._take_path()
+        session = training.open()
+        if session.entries and not self._resumed and training.origin is None and not self._loop.finished:
+            raise UsageError(
+                f"{self.path} has checkpoints, and this launch has not resumed from them: saving now would bury them under "
+                f"a new start. Next: progress = run.resume(), or another directory."
+            )
+        self._advance(epoch, step)
+        self._resumed = True
+        training.save_now(metrics or {}, wait=wait)
+
+    def _advance(self, epoch: int | None, step: int | None) -> None:
+        position = self._training.position
+        for name, value, now in (("epoch", epoch, position.epoch), ("step", step, position.step)):
+            if value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise UsageError(f"run.save({name}={value!r}): expected a whole number.", found=value)
+            if value < now:
+                raise UsageError(
+                    f"run.save({name}={value}): the run stands at {name} {now}; progress never goes backwards. "
+                    f"{name} counts completed {name}s (index + 1). Next: `holdfast rewind` to continue from an older "
+                    f"checkpoint.",
+                    expected=now,
+                    found=value,
+                )
+        new_step = position.step if step is None else int(step)
+        if epoch is not None:
+            self._training.position = Position(epoch=int(epoch), step=new_step)
+        else:
+            position.step = new_step
+
+    def close(self) -> None:
+        """Waits until everything is durable, releases the run, and raises what failed."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        try:
+            self._training.close()
+        finally:
+            if _open_runs.get(self.path) is self:
+                del _open_runs[self.path]
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except HoldfastError as failure:  # the exception that is on its way is never replaced
+            logger.error("Closing %s failed as well: %s", self.path, failure)
+
+    # -- looking -------------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> str:
+        """The run's directory, absolute."""
+        return self._training.options.path
+
+    @property
+    def progress(self) -> Progress:
+        """Where the training stands now."""
+        return self._training.position.freeze()
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The whole checkpoints, oldest first."""
+        return [Checkpoint(entry.path) for entry in self._scan() if entry.whole]
+
+    @property
+    def latest(self) -> Checkpoint | None:
+        """The newest whole clean checkpoint; None when there is none yet."""
+        found = catalog.newest(self._scan())
+        return Checkpoint(found[0].path) if found else None
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The best checkpoint by the metric of `keep`; None when there is none yet."""
+        keep = self._training.options.keep
+        if keep.metric is None:
+            raise UsageError(
+                "run.best needs a metric to rank by. "
+                'Next: Run(…, keep=Keep(best=1, metric="val_accuracy", mode="max")).'
+            )
+        from holdfast.store import retention
+
+        entries = self._scan()
+        record = retention.best_record(keep, entries)
+        return next((Checkpoint(e.path) for e in entries if record and str(e.name) == record.name), None)
+
+    def _scan(self) -> list[catalog.Entry]:
+        if self._training.saver is not None:
+            self._training.saver.drain()
+        return catalog.scan(self.path) if catalog.is_run(self.path) else []
+
+    # -- one run per path in a process -----------------------------------------------------------------
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise UsageError(f"The run {self.path} is closed. Next: make a new Run on the same path.")
+        if os.getpid() != self._pid:
+            raise UsageError("This run belongs to the parent process; a forked child must not write it.")
+
+    def _take_path(self) -> None:
+        other = _open_runs.get(self.path)
+        if other is not None and other is not self:
+            logger.info("%s: an earlier Run of this process on the same path is closed.", self.path)
+            other.close()
+        refuse_several_processes()
+        _open_runs[self.path] = self
+
+
+_EXAMPLES = {"every": "epochs=1, minutes=10", "keep": 'last=3, best=1, metric="val_accuracy", mode="max"'}
+_open_runs: dict[str, Run] = {}
+
+
+def _names(keyword: str, value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise UsageError(f"{keyword}={value!r}: expected a list, like {keyword}=[{value!r}].", found=value)
+    return tuple(value)
+
+
+def _untrackable(name: str, thing: Any) -> UsageError:
+    kind = type(thing).__name__
+    array = adapters.array_framework(type(thing)) is not None
+    if array or isinstance(thing, (bool, int, float, str, bytes, list, tuple, dict, set, type(None))):
+        return UsageError(
+            f"track({name}=…): a {kind} cannot be restored in place; the variable would keep its first value for ever. "
+            f"Next: keep it in the run's state: run.state[{name!r}] = …",
+            found=kind,
+        )
+    return UsageError(
+        f"track({name}=…): a {kind} has no state_dict and load_state_dict. Next: give it both, or keep its "
+        f"values in run.state[{name!r}].",
+        found=kind,
+    )
+
+
+def refuse_several_processes() -> None:
+    """Training on several processes has no support yet: a run would be torn."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    size = int(world) if world.isdigit() else 1
+    for _, edge in adapters.loaded_edges():
+        size = max(size, edge.process_group_size())
+    if size > 1:
+        raise UsageError(
+            f"This is one of {size} processes (WORLD_SIZE={world}); this version of Holdfast saves trainings of one "
+            f"process. Next: use it in a single-process script, or unset WORLD_SIZE if that is what this is.",
+            found=size,
+        )
+
+
+def _close_all() -> None:
+    """At exit: what is in flight becomes durable; a failure nobody saw ends the process with its code."""
+    code = 0
+    for run in list(_open_runs.values()):
+        if run._pid != os.getpid():
+            continue
+        try:
+            run.close()
+        except HoldfastError as error:
+            logger.error("%s: %s", run.path, error)
+            code = error.exit_code
+        except BaseException as error:
+            logger.error("%s: %s: %s", run.path, type(error).__name__, error)
+            code = 1
+    if code:
+        # An exception raised here would be printed and the exit code would stay 0.
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _forget_in_child() -> None:
+    _open_runs.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_in_child)

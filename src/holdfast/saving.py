@@ -1,0 +1,215 @@
+"""Saves of a run: one in flight, written behind the training; its failure reaches the caller."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.checkpoint import draft_of
+from holdfast.errors import CheckpointError, HoldfastError, LeaseError
+from holdfast.format import card
+from holdfast.format.manifest import Manifest
+from holdfast.format.names import parse_checkpoint_name
+from holdfast.log import logger
+from holdfast.policy.keep import Keep
+from holdfast.session import Session
+from holdfast.state.part import PartState
+from holdfast.store import book, catalog, retention
+from holdfast.store.catalog import Entry
+from holdfast.store.publish import Draft, publish
+
+
+@dataclasses.dataclass(slots=True)
+class _Flight:
+    entry: Entry
+    ticket: Any = None
+    deleted: list[str] = dataclasses.field(default_factory=list)
+
+
+class Saver:
+    """Snapshots at once, writes in the background, publishes in order.
+
+    `poll`, `drain` and `save` raise the failure of an earlier save, once; after that the run is
+    as it was before that save.
+    """
+
+    def __init__(self, session: Session, keep: Keep, *, on_nan: str, staging: int | None) -> None:
+        self._session, self._keep, self._on_nan, self._staging = session, keep, on_nan, staging
+        self._flight: _Flight | None = None
+        self._warned_unchanged: set[str] = set()
+        self.last_publish = time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written at this moment."""
+        return self._flight is not None and not self._flight.ticket.done
+
+    def poll(self) -> None:
+        """Takes note of a finished save; raises its failure."""
+        if self._flight is not None and self._flight.ticket.done:
+            self._collect()
+
+    def drain(self) -> None:
+        """Waits for the save in flight; raises its failure."""
+        if self._flight is not None:
+            self._collect()
+
+    def _collect(self) -> None:
+        flight = self._flight
+        if flight is None:
+            return
+        entries = self._session.entries
+        try:
+            flight.ticket.wait()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self._flight = None
+            if flight.entry in entries:
+                entries.remove(flight.entry)
+            raise
+        self._flight = None
+        self.last_publish = time.monotonic()
+        gone = set(flight.deleted)
+        entries[:] = [entry for entry in entries if str(entry.name) not in gone]
+
+    def save(self, states: Mapping[str, PartState], manifest: Manifest, reason: str) -> None:
+        """Copies the state, then hands it to the background; waits for an earlier save first.
+
+        Returns when every array may change again.
+        """
+        self.drain()
+        started = time.monotonic()
+        session = self._session
+        session.lease.check()
+        draft = draft_of(session.writing, manifest.name, states, staging=self._staging_for(states))
+        draft.begin()
+        draft.wait_copied()
+        held = time.monotonic() - started
+        name = parse_checkpoint_name(manifest.name)
+        if name is None:  # made by this process two calls ago
+            raise CheckpointError(f"{manifest.name!r} is no checkpoint name.")
+        path = f"{session.path}/{manifest.name}"
+        entry = Entry(path, name, manifest, None, pinned=False, abandoned=False)
+        before = list(session.entries)
+        session.entries.append(entry)
+        watched = [part for part, state in states.items() if state.watch]
+
+        flight = self._flight = _Flight(entry)
+
+        def finish() -> None:
+            flight.deleted = self._finish(draft, manifest, before, entry, watched, reason, started, held)
+
+        from holdfast.payload import threads
+
+        flight.ticket = threads.submit("publish", finish)
+
+    def _staging_for(self, states: Mapping[str, PartState]) -> int:
+        from holdfast.payload import staging
+
+        total = sum(array.nbytes for state in states.values() for array in state.arrays.values())
+        # Header, and up to a block of padding for each payload file, come on top of the arrays.
+        total += (len(states) + 1) * 2 * staging.BLOCK
+        return staging.limit(total, self._staging)
+
+    def _finish(
+        self,
+        draft: Draft,
+        manifest: Manifest,
+        before: list[Entry],
+        entry: Entry,
+        watched: list[str],
+        reason: str,
+        started: float,
+        held: float,
+    ) -> list[str]:
+        """What happens behind the training: write, publish, then everything that may come after."""
+        session = self._session
+        manifest = draft.complete(manifest, card.render, self._check_nan)
+        publish(draft, session.path)
+        entry.manifest = manifest
+        self._warn_unchanged(manifest, before, watched)
+        deleted: list[str] = []
+        try:
+            book.note_event(
+                session.path,
+                "save",
+                name=manifest.name,
+                reason=reason,
+                bytes=entry.size,
+                held_seconds=round(held, 4),
+                seconds=round(time.monotonic() - started, 4),
+                **({"nan": manifest.nan[:10]} if manifest.nan else {}),
+            )
+            deleted = self._retain([*before, entry])
+        except LeaseError:
+            raise
+        except HoldfastError as error:
+            logger.warning("%s was saved; cleaning up after it failed: %s", manifest.name, error)
+        return deleted
+
+    def _check_nan(self, manifest: Manifest) -> None:
+        if not manifest.nan:
+            return
+        shown = ", ".join(manifest.nan[:5]) + (", …" if len(manifest.nan) > 5 else "")
+        if self._on_nan == "raise":
+            raise CheckpointError(
+                f"NaN or infinity in {shown} at epoch {manifest.progress.epoch}, step {manifest.progress.step}; this "
+                f"state was not saved (on_nan='raise'). Next: look at the learning rate and the data, and "
+                f"start again: the run continues from its newest clean checkpoint.",
+                arrays=manifest.nan,
+            )
+        logger.warning(
+            "NaN or infinity in %s: %s is marked, never counts as best, and is not resumed from while "
+            "a clean one exists.",
+            shown,
+            manifest.name,
+        )
+
+    def _warn_unchanged(self, manifest: Manifest, before: list[Entry], watched: list[str]) -> None:
+        earlier = next((e.manifest for e in reversed(before) if e.clean), None)
+        if earlier is None or earlier.progress.step >= manifest.progress.step:
+            return
+        for part in watched:
+            own = _payload_of(part, manifest)
+            if own and own == _payload_of(part, earlier) and part not in self._warned_unchanged:
+                self._warned_unchanged.add(part)
+                logger.warning(
+                    "Nothing in the part %r changed between step %d and step %d. Is it the object that is being "
+                    "trained? A network re-created after run.track (in a notebook cell, say) must be tracked again.",
+                    part,
+                    earlier.progress.step,
+                    manifest.progress.step,
+                )
+
+    def _retain(self, entries: list[Entry]) -> list[str]:
+        session = self._session
+        pinned = catalog.marks(session.path, catalog.PINS)
+        abandoned = catalog.marks(session.path, catalog.ABANDONED)
+        for entry in entries:
+            entry.pinned, entry.abandoned = str(entry.name) in pinned, str(entry.name) in abandoned
+        best = None
+        if self._keep.metric is not None:
+            record = retention.best_record(self._keep, entries)
+            best = record.name if record else None
+        retention.point_links(session.path, session.writing, str(entries[-1].name), best)
+        deleted = []
+        for verdict in retention.verdicts(self._keep, entries):
+            if not verdict.kept and retention.delete(session.path, verdict.record.name, session.writing):
+                deleted.append(verdict.record.name)
+                book.note_event(
+                    session.path, "delete", name=verdict.record.name, reason="; ".join(verdict.reasons)
+                )
+        return deleted
+
+
+def _payload_of(part: str, manifest: Manifest) -> list[str]:
+    """The digests of a part's own payload files."""
+    return [
+        record.digest
+        for name, record in manifest.files.items()
+        if name == f"{part}.safetensors" or (name.startswith(f"{part}-") and name.endswith(".safetensors"))
+    ]
+

@@ -1,0 +1,92 @@
+"""A run's directory while this process holds it: the lease, the book, the checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from holdfast import files
+from holdfast.errors import UsageError
+from holdfast.store import book, catalog
+from holdfast.store.catalog import Entry
+from holdfast.store.lease import Lease
+
+# What may lie in a directory that becomes a run: debris of a launch that died before run.json.
+_OWN = ("lease-", ".writing-")
+
+
+class Session:
+    """Holds the lease from `open` to `close`.
+
+    Attributes:
+        path: the run's absolute path.
+        book: the content of run.json.
+        entries: the checkpoints, oldest first, kept up to date by the saver.
+    """
+
+    def __init__(self, path: str, lease: Lease) -> None:
+        self.path, self.lease = path, lease
+        self.book = book.new_run()
+        self.entries: list[Entry] = []
+
+    @classmethod
+    def open(cls, path: str, *, wait: float, say: Callable[[str], None]) -> Session:
+        """Creates the run if there is none, takes the lease, then reads what is there.
+
+        Raises:
+            UsageError: the directory holds something else.
+            LeaseError: another process holds the run.
+            StorageError: it cannot be created or written.
+        """
+        files.refuse_object_store(path)
+        check_place(path)
+        files.make_directory(path)
+        lease = Lease.acquire(path, wait=wait, say=say)
+        try:
+            session = cls(path, lease)
+            if catalog.is_run(path):
+                session.book = book.read_run(path)
+            else:
+                book.write_run(path, session.book, lease.writing)
+            session.entries = catalog.scan(path)
+        except BaseException:
+            lease.release()
+            raise
+        return session
+
+    @property
+    def writing(self) -> str:
+        """The directory that only the holder of this lease has: drafts and trash."""
+        return self.lease.writing
+
+    def next_sequence(self) -> int:
+        return max((entry.sequence for entry in self.entries), default=0) + 1
+
+    def write_book(self) -> None:
+        book.write_run(self.path, self.book, self.writing)
+
+    def close(self) -> None:
+        self.lease.release()
+
+
+def check_place(path: str) -> None:
+    """A run goes into a new or empty directory, or one that is a run already."""
+    if not os.path.lexists(path) or catalog.is_run(path):
+        return
+    if not os.path.isdir(path):
+        raise UsageError(f"{path} is a file; a run is a directory. Next: choose another path.", path=path)
+    if catalog.is_checkpoint(path):
+        raise UsageError(
+            f"{path} is a checkpoint, not a run. Next: choose another path for the run, and start from this "
+            f'checkpoint with init={{"model": {path!r}}}.',
+            path=path,
+        )
+    with files.translated(path, "list"):
+        foreign = [name for name in os.listdir(path) if not name.startswith(_OWN)]
+    if foreign:
+        raise UsageError(
+            f"{path} is not a run and not empty (it holds {', '.join(sorted(foreign)[:5])}); nothing was written. "
+            f"Next: choose a new directory for the run.",
+            path=path,
+            found=foreign,
+        )

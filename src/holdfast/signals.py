@@ -1,0 +1,77 @@
+"""Signals during a managed loop: they set a flag, and the next boundary acts on it.
+
+Saving inside a handler would see half-updated state and can dead-lock, so a handler only notes
+what was asked. Handlers exist between the first `next` and the end of a loop, in the main thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+from types import FrameType
+from typing import Any
+
+from holdfast.log import logger
+
+PREEMPT = (signal.SIGTERM, signal.SIGUSR1)
+_WATCHED = (*PREEMPT, signal.SIGUSR2, signal.SIGINT)
+
+
+class Signals:
+    """The signals that arrived since `install`; at most one stays asked for."""
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+        self.asked: signal.Signals | None = None
+        self.snapshot_asked = False
+
+    def install(self) -> None:
+        """Takes the signals over; does nothing outside the main thread, where Python allows none."""
+        if threading.current_thread() is not threading.main_thread() or self._previous:
+            return
+        self.asked, self.snapshot_asked = None, False
+        for number in _WATCHED:
+            self._previous[number] = signal.signal(number, self._note)
+        _installed.add(self)
+
+    def restore(self) -> None:
+        """Puts back the handlers that were there before, unless somebody replaced ours meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, previous in self._previous.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+        self._previous.clear()
+        _installed.discard(self)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.asked is signal.SIGINT:
+                self.restore()
+                raise KeyboardInterrupt
+            if self.asked is None:
+                self.asked = signal.SIGINT
+                logger.info("Ctrl-C: saving at the next boundary; press it again to stop at once.")
+        elif number in PREEMPT:
+            if self.asked is None or self.asked is signal.SIGINT:
+                self.asked = signal.Signals(number)
+        else:
+            self.snapshot_asked = True
+        previous = self._previous.get(number)
+        if callable(previous) and previous is not signal.default_int_handler:
+            previous(number, frame)
+
+
+_installed: weakref.WeakSet[Signals] = weakref.WeakSet()
+
+
+def _leave_child() -> None:
+    # A forked child is no training: it gets the handlers that its parent had before the loop.
+    for signals in list(_installed):
+        signals.restore()
+
+
+os.register_at_fork(after_in_child=_leave_child)

@@ -1,0 +1,57 @@
+"""Which framework a thing belongs to, read off its type's own module; there is no registry.
+
+An edge module (`holdfast.torch.edge`, …) offers the same verbs for each framework:
+
+    describe(leaf, where, check)        an array of that framework as a `payload.array.Array`
+    allocate(dtype, shape)              a new array to read into, as `Allocation`
+    special(leaf) / revive(tag, value)  the framework's small values (a dtype, a device, a size)
+    serves(thing)                       the kind of a thing that can be tracked, or None
+    capture(thing, kind, context)       a tracked thing as a `state.part.PartState`
+    plan_restore(thing, kind, …)        what must be read where, to bring it back
+    streams() / set_streams(value)      the framework's random streams
+    environment()                       versions and devices
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from typing import Any
+
+FRAMEWORKS = ("torch",)
+"""Frameworks with an edge module in this release; NumPy is part of the core."""
+
+_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("jaxlib", "ArrayImpl")}
+
+
+@functools.lru_cache(maxsize=4096)
+def array_framework(kind: type) -> str | None:
+    """"torch", "numpy" or "jax" when objects of this type are arrays of it, else None."""
+    for base in kind.__mro__:
+        root = base.__module__.partition(".")[0]
+        if (root, base.__name__) in _ARRAY_TYPES:
+            return {"jaxlib": "jax"}.get(root, root)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def home_framework(kind: type) -> str | None:
+    """The framework among `FRAMEWORKS` that a type or one of its bases comes from."""
+    for base in kind.__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in FRAMEWORKS:
+            return root
+    return None
+
+
+def edge(framework: str) -> Any:
+    """The edge module of a framework: `holdfast.torch.edge` for "torch"; "numpy" is in the core."""
+    if framework == "numpy":
+        return importlib.import_module("holdfast.state.arrays")
+    return importlib.import_module(f"holdfast.{framework}.edge")
+
+
+def loaded_edges() -> list[tuple[str, Any]]:
+    """The edges of the frameworks that this process has imported."""
+    return [(name, edge(name)) for name in FRAMEWORKS if name in sys.modules]

@@ -1,0 +1,185 @@
+"""NumPy's side of the arrays: the verbs of an edge, for the framework that is always there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from holdfast.errors import FormatError, UsageError
+from holdfast.format import dtypes
+from holdfast.payload.array import Array, HostArray, LazyArray
+
+_NAMES = {
+    "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<i2": "I16", "<u2": "U16", "<f2": "F16", "<i4": "I32",
+    "<u4": "U32", "<f4": "F32", "<i8": "I64", "<u8": "U64", "<f8": "F64", "<c8": "C64", "<c16": "C128",
+}  # fmt: skip
+_DTYPES = {name: np.dtype(code) for code, name in _NAMES.items()}
+
+
+class Allocation(NamedTuple):
+    """A new array to read into: its bytes, and the finished array once they are there."""
+
+    bytes: np.ndarray[Any, np.dtype[np.uint8]]
+    finish: Callable[[], Any]
+
+
+def describe(leaf: Any, where: str, *, check: bool = False) -> Array:
+    """An array as the payload layer takes it; object arrays are refused with their path."""
+    array = np.asarray(leaf)
+    if array.dtype.hasobject:
+        raise UsageError(
+            f"{where} is a NumPy array of Python objects, which a checkpoint cannot hold: store numbers, or a list. "
+            f"Nothing was saved.",
+            path=where,
+            type="numpy.ndarray[object]",
+        )
+    dtype = _NAMES.get(array.dtype.str) or f"numpy:{array.dtype.str}"
+    if array.dtype.fields is not None:
+        raise UsageError(
+            f"{where} is a structured NumPy array; store its fields as a dict of arrays. Nothing was saved.",
+            path=where,
+            type="numpy.ndarray[structured]",
+        )
+    identity = None
+    if array.nbytes:
+        pointer = array.__array_interface__["data"][0]
+        identity = ("cpu", pointer, array.nbytes, dtype, array.shape, array.strides)
+    if array.flags.c_contiguous:
+        return HostArray(dtype, array.shape, _bytes(array), identity, check)
+    return LazyArray(
+        dtype, array.shape, array.nbytes, lambda: _bytes(np.ascontiguousarray(array)), identity, check
+    )
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if array.nbytes == 0:
+        return np.empty(0, np.uint8)
+    return array.reshape(-1).view(np.uint8)
+
+
+def allocate(dtype: str, shape: tuple[int, ...], *, carry: bool = False) -> Allocation:
+    """A new NumPy array. What NumPy lacks comes as unsigned integers of that width.
+
+    Args:
+        dtype: a dtype name of the format.
+        shape: the array's shape.
+        carry: unused here; the same verb of another edge needs it.
+    """
+    array = np.empty(shape, numpy_dtype(dtype))
+    return Allocation(_bytes(array), lambda: array)
+
+
+def destination(leaf: Any, dtype: str, shape: tuple[int, ...]) -> Any | None:
+    """The bytes of a live array when one can read straight into it, else None."""
+    fits = leaf.dtype == numpy_dtype(dtype) and leaf.shape == shape
+    if fits and leaf.flags.c_contiguous and leaf.flags.writeable:
+        return _bytes(leaf)
+    return None
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype.startswith("numpy:"):
+        try:
+            found = np.dtype(dtype.removeprefix("numpy:"))
+        except TypeError as error:
+            raise FormatError(f"{dtype!r} is no NumPy dtype.", found=dtype) from error
+        if found.hasobject:
+            raise FormatError(f"{dtype!r} holds Python objects, which no checkpoint does.", found=dtype)
+        return found
+    return np.dtype(f"u{dtypes.item_size(dtype)}") if dtypes.item_size(dtype) in (1, 2, 4, 8) else np.dtype("V4")
+
+
+# -- small values and streams ----------------------------------------------------------------
+
+
+def special(value: Any) -> tuple[str, Any] | None:
+    """NumPy scalars, dtypes and generators as (tag, plain value)."""
+    if isinstance(value, np.generic):
+        if value.dtype.hasobject:
+            return None
+        return "numpy.scalar", [value.dtype.str, value.tobytes().hex()]
+    if isinstance(value, np.dtype) and not value.hasobject:
+        return "numpy.dtype", value.str
+    if type(value) is np.random.Generator:
+        return "numpy.Generator", generator_state(value)
+    return None
+
+
+def revive(tag: str, value: Any) -> Any:
+    """The value of a tag that `special` made."""
+    if tag == "numpy.scalar":
+        dtype = np.dtype(value[0])
+        if dtype.hasobject:
+            raise FormatError("A NumPy scalar of Python objects cannot come from a checkpoint.", found=value[0])
+        return np.frombuffer(bytes.fromhex(value[1]), dtype)[0]
+    if tag == "numpy.dtype":
+        return np.dtype(value)
+    if tag == "numpy.Generator":
+        name = value["bit_generator"]
+        kind = getattr(np.random, name, None) if name in _BIT_GENERATORS else None
+        if kind is None:
+            raise FormatError(f"There is no NumPy bit generator {name!r}.", found=name)
+        generator = np.random.Generator(kind())
+        set_generator_state(generator, value)
+        return generator
+    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+
+
+_BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+
+
+def generator_state(generator: Any) -> dict[str, Any]:
+    """The state of a `numpy.random.Generator` as plain values (arrays become lists of integers)."""
+    return _plain(generator.bit_generator.state)  # type: ignore[no-any-return]
+
+
+def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
+    found, own = state["bit_generator"], type(generator.bit_generator).__name__
+    if found != own:
+        raise UsageError(f"The saved generator is a {found}, this one a {own}; build it as before.", found=own)
+    generator.bit_generator.state = _arrays(state)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"dtype": value.dtype.str, "data": value.tobytes().hex()}
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, dict) and set(value) == {"dtype", "data"}:
+        return np.frombuffer(bytes.fromhex(value["data"]), np.dtype(value["dtype"])).copy()
+    if isinstance(value, dict):
+        return {key: _arrays(item) for key, item in value.items()}
+    return value
+
+
+def python_state(generator: random.Random | Any = random) -> dict[str, Any]:
+    """The state of Python's `random` module, or of one `random.Random`."""
+    version, words, gauss = generator.getstate()
+    return {"version": version, "words": np.array(words, np.uint32).tobytes().hex(), "gauss": gauss}
+
+
+def set_python_state(state: dict[str, Any], generator: random.Random | Any = random) -> None:
+    words = np.frombuffer(bytes.fromhex(state["words"]), np.uint32)
+    generator.setstate((state["version"], tuple(int(word) for word in words), state["gauss"]))
+
+
+def global_state() -> dict[str, Any]:
+    """The state of NumPy's global random stream."""
+    return _plain(np.random.get_state(legacy=False))  # type: ignore[no-any-return]
+
+
+def set_global_state(state: dict[str, Any]) -> None:
+    np.random.set_state(_arrays(state))
+
+
+def environment() -> dict[str, Any]:
+    return {"numpy": np.__version__}

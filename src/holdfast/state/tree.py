@@ -1,0 +1,341 @@
+"""Nested Python values ⇄ a skeleton that JSON can hold, and the arrays that it leaves out.
+
+What JSON has (None, true, false, whole numbers, finite floats, strings, lists, objects with
+string keys) stands for itself. All else is an object with the key ``"$"``, which says what it is:
+
+    {"$":"torch","v":NAME}           an array: NAME in the part's table, "torch" | "numpy" | "jax"
+    {"$":"float","v":"nan"}          nan, inf, -inf
+    {"$":"tuple","v":[…]}            also list-like: "set", "frozenset"
+    {"$":"dict","v":[[key,value],…]} a dict whose keys are not plain strings, or that has a key "$"
+    …
+
+Nothing here imports a module or calls anything that a checkpoint names: an enum member or a
+named tuple comes back as its own class only when that class is already loaded, else as its plain
+value. `encode` refuses what it cannot give back exactly, with the path and the type.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import enum
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from holdfast.errors import FormatError, UsageError
+from holdfast.format.sealed import MAX_DEPTH
+from holdfast.state import adapters
+
+Json = Any
+Leaf = Callable[[str, str], Any]
+"""Gives the array of (framework, name)."""
+
+# Each container of the value adds up to two levels of JSON (the tag and its list), and the
+# skeleton itself lies four deep in arrays.json.
+MAX_VALUE_DEPTH = (MAX_DEPTH - 6) // 2
+
+_FACTORIES: dict[str, Any] = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str}
+_BIG = 1 << 63
+
+
+def encode(value: Any, where: str = "", arrays: dict[str, Any] | None = None) -> Json:
+    """The skeleton of `value`; its arrays are put into `arrays` under their JSON Pointers.
+
+    Args:
+        value: what to encode.
+        where: the path to name in errors, like ``run.state``.
+        arrays: takes the arrays as they are, not copied. None refuses arrays.
+    """
+    return _Encoder(where, arrays).encode(value, "", 0)
+
+
+class _Encoder:
+    def __init__(self, where: str, arrays: dict[str, Any] | None) -> None:
+        self.where, self.arrays = where, arrays
+
+    def encode(self, value: Any, path: str, depth: int) -> Json:
+        kind = type(value)
+        if value is None or kind is bool or kind is str:
+            return value
+        if kind is int:
+            return value if -_BIG <= value < _BIG else {"$": "int", "v": str(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+        if depth > MAX_VALUE_DEPTH:
+            raise UsageError(
+                f"{self._at(path)} is nested deeper than {MAX_VALUE_DEPTH} levels (or contains itself); "
+                f"a checkpoint holds at most that.",
+                path=path,
+            )
+        if kind is list:
+            return [self.encode(item, f"{path}/{index}", depth + 1) for index, item in enumerate(value)]
+        if kind is dict:
+            return self._mapping(value, path, depth)
+        framework = adapters.array_framework(kind)
+        if framework is not None:
+            return self._array(value, framework, path)
+        return self._tagged(value, path, depth)
+
+    def _mapping(self, value: dict[Any, Any], path: str, depth: int) -> Json:
+        if all(type(key) is str for key in value) and "$" not in value:
+            return {key: self.encode(item, f"{path}/{_escape(key)}", depth + 1) for key, item in value.items()}
+        return {"$": "dict", "v": self._pairs(value.items(), path, depth)}
+
+    def _pairs(self, items: Iterable[tuple[Any, Any]], path: str, depth: int) -> Json:
+        pairs = []
+        for key, item in items:
+            if adapters.array_framework(type(key)) is not None or isinstance(key, (list, dict, set)):
+                raise self._refusal(key, f"{path} (a key)")
+            pairs.append(
+                [
+                    self.encode(key, f"{path} (a key)", depth + 1),
+                    self.encode(item, f"{path}/{_escape(str(key))}", depth + 1),
+                ]
+            )
+        return pairs
+
+    def _array(self, value: Any, framework: str, path: str) -> Json:
+        if self.arrays is None:
+            raise UsageError(f"{self._at(path)} is an array; only plain values can stand here.", path=path)
+        name, number = path or "/", 2
+        while name in self.arrays:  # two keys that print alike, such as 1 and "1"
+            name, number = f"{path}~{number}", number + 1
+        self.arrays[name] = value
+        return {"$": framework, "v": name}
+
+    def _tagged(self, value: Any, path: str, depth: int) -> Json:
+        if isinstance(value, enum.Enum):
+            content = self.encode(value.value, path, depth + 1)
+            return {"$": "enum", "class": _class_name(value), "name": value.name, "v": content}
+        for plain in (bool, int, float, str):
+            if isinstance(value, plain) and type(value).__module__.partition(".")[0] != "numpy":
+                raise self._refusal(value, path)
+        if isinstance(value, tuple):
+            return self._tuple(value, path, depth)
+        kind = type(value)
+        if kind is collections.OrderedDict:
+            return {"$": "OrderedDict", "v": self._pairs(value.items(), path, depth)}
+        if kind is collections.Counter:
+            return {"$": "Counter", "v": self._pairs(value.items(), path, depth)}
+        if kind is collections.defaultdict:
+            factory = value.default_factory
+            if factory is None or _FACTORIES.get(getattr(factory, "__name__", "")) is factory:
+                name = None if factory is None else factory.__name__
+                return {"$": "defaultdict", "factory": name, "v": self._pairs(value.items(), path, depth)}
+            raise self._refusal(value, path, "use a plain dict, or one of list, dict, set, int, float, str as factory")
+        if kind is collections.deque:
+            return {"$": "deque", "maxlen": value.maxlen, "v": self.encode(list(value), path, depth + 1)}
+        if kind is set or kind is frozenset:
+            items = sorted(value, key=lambda item: (type(item).__name__, repr(item)))
+            return {"$": kind.__name__, "v": self.encode(items, path, depth + 1)}
+        if kind is bytes or kind is bytearray:
+            return {"$": kind.__name__, "v": base64.b64encode(value).decode("ascii")}
+        if kind is complex:
+            return {"$": "complex", "v": [repr(value.real), repr(value.imag)]}
+        if kind is range:
+            return {"$": "range", "v": [value.start, value.stop, value.step]}
+        if kind is slice:
+            parts = [value.start, value.stop, value.step]
+            return {"$": "slice", "v": self.encode(parts, path, depth + 1)}
+        if isinstance(value, pathlib.PurePath):
+            return {"$": "path", "v": str(value)}
+        if isinstance(value, (datetime.date, datetime.time, datetime.timedelta)):
+            return _encode_time(value) or self._refuse(value, path)
+        return self._of_framework(value, path, depth)
+
+    def _of_framework(self, value: Any, path: str, depth: int) -> Json:
+        root = type(value).__module__.partition(".")[0]
+        if root == "numpy" or root in adapters.FRAMEWORKS:
+            special = adapters.edge(root).special(value)
+            if special is not None:
+                tag, content = special
+                return {"$": tag, "v": self.encode(content, path, depth + 1)}
+        raise self._refusal(value, path)
+
+    def _tuple(self, value: tuple[Any, ...], path: str, depth: int) -> Json:
+        items = [self.encode(item, f"{path}/{index}", depth + 1) for index, item in enumerate(value)]
+        if type(value) is tuple:
+            return {"$": "tuple", "v": items}
+        if type(value).__module__ == "torch" and type(value).__name__ == "Size":
+            return {"$": "torch.Size", "v": items}
+        fields = getattr(type(value), "_fields", None)
+        if isinstance(fields, tuple) and len(fields) == len(value):
+            return {"$": "namedtuple", "class": _class_name(value), "fields": list(fields), "v": items}
+        raise self._refusal(value, path)
+
+    def _refuse(self, value: Any, path: str) -> Json:
+        raise self._refusal(value, path)
+
+    def _refusal(self, value: Any, path: str, remedy: str = "") -> UsageError:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        if not remedy:
+            if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+                remedy = "it has a state_dict: hand it to run.track(name=…) instead"
+            elif hasattr(value, "__dataclass_fields__"):
+                remedy = "store dataclasses.asdict(…) of it"
+            elif callable(value):
+                remedy = "code is not state: leave it out, and build it again in the script"
+            else:
+                remedy = "turn it into numbers, strings, lists, dicts or arrays"
+        return UsageError(
+            f"{self._at(path)} is a {kind}, which a checkpoint cannot hold: {remedy}. Nothing was saved.",
+            path=path,
+            type=kind,
+        )
+
+    def _at(self, path: str) -> str:
+        return f"{self.where}{path}" or "the value"
+
+
+def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
+    """The value of a skeleton; `leaf(framework, name)` gives its arrays. `FormatError` for what is none."""
+    if type(skeleton) is list:
+        return [decode(item, leaf, where) for item in skeleton]
+    if type(skeleton) is not dict:
+        return skeleton
+    if "$" not in skeleton:
+        return {key: decode(item, leaf, where) for key, item in skeleton.items()}
+    tag, content = skeleton["$"], skeleton.get("v")
+    try:
+        return _decode_tagged(tag, content, skeleton, leaf, where)
+    except FormatError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise FormatError(f"{where}: a value tagged {tag!r} is not what that tag holds: {error}.", found=tag) from error
+
+
+def leaves(skeleton: Json) -> list[tuple[str, str]]:
+    """The (framework, name) of each array in a skeleton, in order."""
+    found: list[tuple[str, str]] = []
+
+    def note(framework: str, name: str) -> None:
+        found.append((framework, name))
+
+    decode(skeleton, note)
+    return found
+
+
+def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf, where: str) -> Any:
+    if tag in {"torch", "numpy", "jax"}:
+        if type(content) is not str:
+            raise FormatError(f"{where}: an array has the name {content!r}.", found=content)
+        return leaf(tag, content)
+    if tag == "float":
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
+    if tag == "int":
+        return int(content)
+    if tag == "complex":
+        return complex(float(content[0]), float(content[1]))
+    if tag in {"bytes", "bytearray"}:
+        data = base64.b64decode(content, validate=True)
+        return data if tag == "bytes" else bytearray(data)
+    if tag in {"dict", "OrderedDict", "Counter", "defaultdict"}:
+        pairs = [(decode(key, leaf, where), decode(item, leaf, where)) for key, item in content]
+        if tag == "defaultdict":
+            factory = skeleton["factory"]
+            return collections.defaultdict(None if factory is None else _FACTORIES[factory], pairs)
+        if tag == "Counter":
+            counter: collections.Counter[Any] = collections.Counter()
+            counter.update(dict(pairs))
+            return counter
+        return dict(pairs) if tag == "dict" else collections.OrderedDict(pairs)
+    if tag == "range":
+        start, stop, step = content
+        return range(start, stop, step)
+    if tag == "path":
+        return pathlib.Path(content)
+    if tag in _TIMES:
+        return _decode_time(tag, content)
+    value = decode(content, leaf, where)
+    if tag == "enum":
+        kind = _loaded_class(skeleton["class"])
+        name = skeleton["name"]
+        if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
+            return kind.__members__[name]
+        return value
+    if tag == "namedtuple":
+        kind = _loaded_class(skeleton["class"])
+        if isinstance(kind, type) and issubclass(kind, tuple):
+            if list(getattr(kind, "_fields", ())) == skeleton["fields"]:
+                return tuple.__new__(kind, value)
+        return tuple(value)
+    if tag == "deque":
+        return collections.deque(value, skeleton["maxlen"])
+    simple: dict[str, Callable[[Any], Any]] = {
+        "tuple": tuple,
+        "set": set,
+        "frozenset": frozenset,
+        "slice": lambda parts: slice(*parts),
+    }
+    if tag in simple:
+        return simple[tag](value)
+    framework = tag.partition(".")[0]
+    if framework == "numpy" or (framework in adapters.FRAMEWORKS and framework in sys.modules):
+        return adapters.edge(framework).revive(tag, value)
+    if framework in adapters.FRAMEWORKS:
+        return value  # its framework is not loaded: the plain value
+    raise FormatError(
+        f"{where} holds a value tagged {tag!r}, which this version of Holdfast does not know. "
+        f"Upgrade with: pip install --upgrade holdfast",
+        found=tag,
+    )
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1") if "/" in key or "~" in key else key
+
+
+def _class_name(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _loaded_class(name: str) -> Any:
+    module, _, qualname = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        # vars, not getattr: a lookup must not run a module's or a descriptor's code
+        found = vars(found).get(part) if found is not None and hasattr(found, "__dict__") else None
+    return found
+
+
+_TIMES = {"datetime", "date", "time", "timedelta"}
+
+
+def _encode_time(value: Any) -> Json:
+    kind = type(value)
+    if kind is datetime.timedelta:
+        return {"$": "timedelta", "v": [value.days, value.seconds, value.microseconds]}
+    if kind is datetime.date:
+        return {"$": "date", "v": value.isoformat()}
+    if kind in (datetime.datetime, datetime.time):
+        zone = value.tzinfo
+        key = getattr(zone, "key", None)
+        if zone is not None and key is None and not isinstance(zone, datetime.timezone):
+            return None
+        result = {"$": kind.__name__, "v": value.isoformat()}
+        if value.fold:
+            result["fold"] = 1
+        if key is not None:
+            result = {"$": kind.__name__, "v": [value.replace(tzinfo=None).isoformat(), key, value.fold]}
+        return result
+    return None
+
+
+def _decode_time(tag: str, content: Json) -> Any:
+    if tag == "timedelta":
+        return datetime.timedelta(content[0], content[1], content[2])
+    kind: Any = getattr(datetime, tag)
+    if isinstance(content, list):
+        import zoneinfo
+
+        text, key, fold = content
+        try:
+            zone: datetime.tzinfo = zoneinfo.ZoneInfo(key)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+            raise FormatError(f"The time zone {key!r} is not known here.", found=key) from error
+        return kind.fromisoformat(text).replace(tzinfo=zone, fold=fold)
+    return kind.fromisoformat(content)

@@ -1,0 +1,92 @@
+"""What a run writes down beside its checkpoints: run.json (small, replaced whole) and history.jsonl."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import uuid
+from typing import Any
+
+import msgspec
+
+from holdfast import files
+from holdfast.errors import FormatError, HoldfastError, NotFoundError
+from holdfast.format import sealed
+from holdfast.format.manifest import VERSION, check_version
+
+RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
+_LIMIT = 4 << 20
+
+
+class RunBook(msgspec.Struct, kw_only=True):
+    """The content of `run.json`."""
+
+    format: str = "holdfast-run"
+    version: tuple[int, int] = VERSION
+    id: str
+    created: str
+    note: str = ""
+    config: Any = None
+    keep: dict[str, Any] | None = None
+    init: Any = None
+    goals: dict[str, Any] = {}
+    reached: dict[str, Any] | None = None
+    restarts_without_progress: int = 0
+
+
+def new_run() -> RunBook:
+    return RunBook(id=uuid.uuid4().hex, created=now())
+
+
+def read_run(run: str) -> RunBook:
+    """The run's book; `NotFoundError` when the directory is no run."""
+    path = os.path.join(run, RUN_FILE)
+    try:
+        data = files.read_file(path, _LIMIT)
+    except NotFoundError:
+        raise NotFoundError(f"{run} is not a run: it has no {RUN_FILE}.", path=run, candidates=[]) from None
+    content = sealed.decode(data, path)
+    check_version(content, "holdfast-run", path)
+    try:
+        return msgspec.convert(content, RunBook, strict=True)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{path} is not as the format says: {error}.", path=path) from error
+
+
+def write_run(run: str, book: RunBook, writing: str) -> None:
+    """Replaces run.json by a rename out of the holder's own directory, which a lost lease makes fail."""
+    scratch = os.path.join(writing, RUN_FILE)
+    files.remove_file(scratch)
+    files.create_file(scratch, sealed.encode(msgspec.to_builtins(book, str_keys=True)))
+    with files.translated(os.path.join(run, RUN_FILE), "write"):
+        files.rename(scratch, os.path.join(run, RUN_FILE))
+    files.sync_directory(run)
+
+
+def note_event(run: str, event: str, **facts: Any) -> None:
+    """Adds a line to history.jsonl. Nothing is decided from it; a torn last line is skipped by readers."""
+    line = json.dumps({"time": now(), "event": event, **facts}, allow_nan=False, default=str)
+    files.append(os.path.join(run, HISTORY_FILE), line.encode("ascii") + b"\n")
+
+
+def read_events(run: str) -> list[dict[str, Any]]:
+    """The events so far, oldest first; lines that are not whole JSON objects are left out."""
+    try:
+        data = files.read_file(os.path.join(run, HISTORY_FILE), 1 << 30)
+    except HoldfastError:
+        return []
+    events = []
+    for line in data.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            events.append(event)
+    return events
+
+
+def now() -> str:
+    """The time as in every file of a run: UTC, ISO 8601, milliseconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,263 @@
+"""A run's directory as a list of checkpoints, and what a reference means in it. Reads only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from holdfast import files
+from holdfast.errors import CheckpointError, FormatError, HoldfastError, NotFoundError, UsageError, nearest
+from holdfast.format import names
+from holdfast.format.manifest import (
+    CHECKPOINT_FILE,
+    READ_LIMIT_CHECKPOINT,
+    Manifest,
+    decode_manifest,
+)
+from holdfast.format.names import CheckpointName, Reference
+from holdfast.policy.keep import Keep, Record, best_of
+from holdfast.store import book
+from holdfast.store.publish import previous_name
+
+PINS, ABANDONED = "pins", "abandoned"
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """A checkpoint in a run: its manifest, or what is the matter with it.
+
+    `problem` is an error of the tree: a damaged or foreign manifest. Only entries without a
+    problem, not abandoned, are resumed from.
+    """
+
+    path: str
+    name: CheckpointName
+    manifest: Manifest | None
+    problem: HoldfastError | None
+    pinned: bool
+    abandoned: bool
+
+    @property
+    def sequence(self) -> int:
+        return self.name.sequence
+
+    @property
+    def whole(self) -> bool:
+        return self.problem is None
+
+    @property
+    def clean(self) -> bool:
+        """Whole, not abandoned, and without a NaN mark."""
+        return self.manifest is not None and self.whole and not self.abandoned and not self.manifest.nan
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files, as the manifest lists them."""
+        if self.manifest is None:
+            return 0
+        return sum(file.size for file in self.manifest.files.values())
+
+    def record(self) -> Record:
+        """What policies decide from."""
+        manifest = self.manifest
+        return Record(
+            name=str(self.name),
+            sequence=self.sequence,
+            epoch=self.name.epoch,
+            step=self.name.step,
+            batch=manifest.progress.batch if manifest else 0,
+            metrics={k: v for k, v in manifest.metrics.items() if isinstance(v, (int, float))} if manifest else {},
+            nan=bool(manifest and manifest.nan),
+            pinned=self.pinned,
+            abandoned=self.abandoned,
+            size=self.size,
+            whole=self.whole,
+        )
+
+
+def is_run(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, book.RUN_FILE))
+
+
+def is_checkpoint(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, CHECKPOINT_FILE))
+
+
+def read_manifest(path: str) -> Manifest:
+    """A checkpoint directory's manifest, checked as far as it can be by itself."""
+    file = os.path.join(path, CHECKPOINT_FILE)
+    return decode_manifest(files.read_file(file, READ_LIMIT_CHECKPOINT), file)
+
+
+def marks(run: str, kind: str) -> set[str]:
+    """The names marked in `pins/` or `abandoned/`."""
+    try:
+        return set(os.listdir(os.path.join(run, kind)))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def scan(run: str) -> list[Entry]:
+    """All checkpoints of a run, oldest first; what cannot be read is listed with its problem."""
+    identity = book.read_run(run).id
+    pinned, abandoned = marks(run, PINS), marks(run, ABANDONED)
+    entries = []
+    with files.translated(run, "list"):
+        listing = os.listdir(run)
+    for text in listing:
+        name = names.parse_checkpoint_name(text)
+        if name is not None:
+            entries.append(_entry(run, text, name, identity, text in pinned, text in abandoned))
+    entries.sort(key=lambda entry: (entry.sequence, entry.path))
+    return entries
+
+
+def _entry(run: str, text: str, name: CheckpointName, identity: str, pinned: bool, abandoned: bool) -> Entry:
+    path = os.path.join(run, text)
+    manifest: Manifest | None = None
+    problem: HoldfastError | None = None
+    try:
+        manifest = read_manifest(path)
+    except HoldfastError as error:
+        problem = error
+    else:
+        if manifest.run != identity or manifest.name != text or manifest.sequence != name.sequence:
+            problem = FormatError(
+                f"{path} is foreign: its manifest says run {manifest.run}, name {manifest.name}; the run is {identity}. "
+                f"It is listed but never resumed from. Next: move it elsewhere, it opens by its path.",
+                path=path,
+                expected=identity,
+                found=manifest.run,
+            )
+    return Entry(path, name, manifest, problem, pinned, abandoned)
+
+
+def newest(entries: Sequence[Entry]) -> list[Entry]:
+    """What a run resumes from, best candidate first: clean ones by sequence, then NaN-marked ones."""
+    usable = [entry for entry in reversed(entries) if entry.whole and not entry.abandoned]
+    return [e for e in usable if e.clean] + [e for e in usable if not e.clean]
+
+
+def resolve(text: str) -> str:
+    """The directory of the checkpoint that a reference means.
+
+    Raises:
+        NotFoundError: with what is there instead. Nothing is ever created.
+
+    """
+    reference = names.parse_reference(text)
+    place = os.path.abspath(os.path.expanduser(reference.place))
+    if is_run(place):
+        return find(place, scan(place), reference).path
+    for path in (place, previous_name(place)):
+        if is_checkpoint(path):
+            if reference.which != "newest":
+                raise UsageError(
+                    f"{reference.place} is a checkpoint, not a run; write it without "
+                    f"{str(reference)[len(reference.place) :]}.",
+                    path=place,
+                )
+            if path != place:
+                _say_previous(place, path)
+            return path
+    raise _nothing_at(reference, place)
+
+
+def _say_previous(place: str, path: str) -> None:
+    import logging
+
+    logging.getLogger("holdfast").warning(
+        "%s is missing; its predecessor %s is whole and is used: a save was interrupted between two renames.",
+        place,
+        path,
+    )
+
+
+def _nothing_at(reference: Reference, place: str) -> CheckpointError:
+    if os.path.isdir(place):
+        children = sorted(name for name in _list(place) if is_run(os.path.join(place, name)))
+        hint = f" It holds the runs {', '.join(children[:10])}." if children else ""
+        return NotFoundError(
+            f"{place} is neither a run nor a checkpoint: it has no run.json and no checkpoint.json.{hint}",
+            path=place,
+            candidates=children,
+        )
+    if os.path.exists(place):
+        return FormatError(f"{place} is a file; a run and a checkpoint are directories.", path=place)
+    parent = os.path.dirname(place)
+    siblings = [n for n in _list(parent) if is_run(os.path.join(parent, n)) or is_checkpoint(os.path.join(parent, n))]
+    near = nearest(os.path.basename(place), siblings)
+    listing = f" In {parent} there are: {', '.join(sorted(siblings)[:10])}." if siblings else ""
+    selector = f" (selectors are {names.SELECTORS})" if "@" in reference.place else ""
+    return NotFoundError(
+        f"There is no run or checkpoint {place}{selector}.{f' {near[0].upper()}{near[1:]}' if near else ''}{listing}",
+        path=place,
+        candidates=siblings,
+    )
+
+
+def _list(path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return os.listdir(path)
+    return []
+
+
+def find(run: str, entries: Sequence[Entry], reference: Reference) -> Entry:
+    """The entry that a reference means in a scanned run; `NotFoundError` lists what there is."""
+    usable = [entry for entry in entries if entry.whole and not entry.abandoned]
+    which, value = reference.which, reference.value
+    found: Entry | None = None
+    if which == "newest":
+        candidates = newest(entries)
+        found = candidates[0] if candidates else None
+    elif which == "latest":
+        found = usable[-1] if usable else None
+    elif which == "back":
+        found = usable[-value] if len(usable) >= value else None
+    elif which == "seq":
+        found = next((e for e in entries if e.sequence == value), None)
+        if found is not None and found.problem is not None:
+            raise found.problem
+    elif which == "step":
+        found = next((e for e in reversed(usable) if e.name.step == value), None)
+    elif which == "epoch":
+        exact = [e for e in usable if e.name.epoch == value and e.manifest and e.manifest.progress.batch == 0]
+        found = exact[-1] if exact else None
+    elif which == "best":
+        found = best_entry(run, entries)
+    if found is None:
+        raise _no_such(run, entries, reference)
+    return found
+
+
+def best_entry(run: str, entries: Sequence[Entry]) -> Entry | None:
+    """The best checkpoint by the run's own Keep; `UsageError` when the run has no metric."""
+    keep = run_keep(run)
+    if keep is None or keep.metric is None:
+        raise UsageError(
+            f"{run} has no best checkpoint: its Keep names no metric. "
+            f'Next: Run(…, keep=Keep(best=1, metric="val_accuracy", mode="max")).',
+            path=run,
+        )
+    record = best_of(keep, [entry.record() for entry in entries])
+    return next((entry for entry in entries if record and str(entry.name) == record.name), None)
+
+
+def run_keep(run: str) -> Keep | None:
+    """The Keep that run.json records."""
+    stored = book.read_run(run).keep
+    return Keep(**stored) if stored else None
+
+
+def _no_such(run: str, entries: Sequence[Entry], reference: Reference) -> NotFoundError:
+    if not entries:
+        return NotFoundError(f"The run {run} has no checkpoint yet.", path=run, candidates=[])
+    lines = [f"The run {run} has no checkpoint for {str(reference)[len(reference.place) :] or 'resuming'}. It has:"]
+    for entry in entries[-10:]:
+        state = "damaged or foreign" if entry.problem else "abandoned" if entry.abandoned else ""
+        lines.append(f"  {entry.name}{f'  ({state})' if state else ''}")
+    if len(entries) > 10:
+        lines.insert(1, f"  … {len(entries) - 10} older ones")
+    return NotFoundError("\n".join(lines), path=run, candidates=[str(e.name) for e in entries])

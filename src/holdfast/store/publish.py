@@ -1,0 +1,246 @@
+"""From arrays to a visible checkpoint: the write protocol.
+
+A checkpoint is built in a directory that no reader looks into, made durable there, and becomes
+visible by one rename. Readers therefore see it whole or not at all, and a writer that lost its
+lease finds its directory gone and publishes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from holdfast import files
+from holdfast.errors import LeaseError, UsageError, storage_error
+from holdfast.format import manifest as manifests
+from holdfast.format import sealed
+from holdfast.format.manifest import (
+    ARRAYS_FILE,
+    CARD_FILE,
+    CHECKPOINT_FILE,
+    ArrayEntry,
+    Arrays,
+    Chunk,
+    Manifest,
+    Part,
+    PayloadRecord,
+    SmallFile,
+)
+
+# Room for the small files and for directory blocks, beside the payload itself.
+_OVERHEAD = 1 << 20
+
+
+class Draft:
+    """A checkpoint being written; `begin`, `wait_copied`, then `complete`.
+
+    Args:
+        parent: an existing directory on the file system of the final place.
+        name: the checkpoint's name; the draft is `parent/name`.
+        parts: part name → (kind, skeleton, {array name: payload Array}).
+        staging: bytes of memory that may hold a copy of the state; 0 streams.
+
+    """
+
+    def __init__(
+        self,
+        parent: str,
+        name: str,
+        parts: Mapping[str, tuple[str, Any, Mapping[str, Any]]],
+        *,
+        staging: int = 0,
+        extra: Mapping[str, bytes] | None = None,
+    ) -> None:
+        from holdfast.payload import layout, writer
+
+        self.directory = os.path.join(parent, name)
+        self.name = name
+        self._parts = parts
+        self._extra = dict(extra or {})
+        formats = {part: "pt" for part, (kind, _, _) in parts.items() if kind.startswith("torch.")}
+        self._layout = layout.plan({part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats)
+        files.check_space(parent, self._layout.total_bytes + _OVERHEAD)
+        try:
+            files.make_new_directory(self.directory)
+        except OSError as error:
+            raise _lost(error, parent) from error
+        self._save = writer.Save(self._layout, self.directory, staging=staging)
+
+    def begin(self) -> None:
+        """Starts to copy and write the arrays."""
+        try:
+            self._save.start()
+        except BaseException:
+            self.discard()
+            raise
+
+    def wait_copied(self) -> None:
+        """Returns when the arrays may change again."""
+        try:
+            self._save.wait_copied()
+        except BaseException:
+            self.discard()
+            raise
+
+    def complete(
+        self, manifest: Manifest, card: Callable[[Manifest], str], check: Callable[[Manifest], None]
+    ) -> Manifest:
+        """Writes everything else and syncs it all; the draft is then ready for its rename.
+
+        `check` may look at the finished manifest (its NaN marks) and raise, which discards the draft.
+        """
+        try:
+            return self._complete(manifest, card, check)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _complete(
+        self, manifest: Manifest, card: Callable[[Manifest], str], check: Callable[[Manifest], None]
+    ) -> Manifest:
+        written = self._save.wait()  # payload: written and synced
+        manifest.nan = sorted({*manifest.nan, *(f"{part}/{name}" for part, name in written.nonfinite)})
+        check(manifest)
+        listed = {name: SmallFile(file.size, file.digest) for name, file in written.files.items()}
+        texts = {
+            **self._extra,
+            CARD_FILE: card(manifest).encode("utf-8", "backslashreplace"),
+            ARRAYS_FILE: manifests.encode_arrays(self._table(written.files)),
+        }
+        for name, data in texts.items():
+            files.create_file(os.path.join(self.directory, name), data)
+            listed[name] = SmallFile(len(data), sealed.digest(data))
+        manifest.files = dict(sorted(listed.items()))
+        # Last: a draft without it is no checkpoint, whatever else is there.
+        files.create_file(os.path.join(self.directory, CHECKPOINT_FILE), manifests.encode_manifest(manifest))
+        files.sync_directory(self.directory)
+        return manifest
+
+    def _table(self, written: Mapping[str, Any]) -> Arrays:
+        from holdfast.payload import staging
+
+        table = self._layout.table
+        return Arrays(
+            block_size=staging.BLOCK,
+            files={
+                name: PayloadRecord(file.size, tuple(block.hex() for block in file.blocks))
+                for name, file in written.items()
+            },
+            overlaps=_overlaps({part: arrays for part, (_, _, arrays) in self._parts.items()}),
+            parts={
+                part: Part(
+                    kind=kind,
+                    skeleton=skeleton,
+                    arrays={
+                        name: ArrayEntry(p.dtype, p.shape, (Chunk(p.file, (p.start, p.stop)),))
+                        for name in arrays
+                        for p in (table[part][name],)
+                    },
+                )
+                for part, (kind, skeleton, arrays) in self._parts.items()
+            },
+        )
+
+    def discard(self) -> None:
+        """Removes what was written, as far as the storage still lets us."""
+        with contextlib.suppress(OSError):
+            files.remove_tree(self.directory)
+
+
+def _overlaps(parts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Pairs of arrays that share a part of their memory: stored separately, and noted."""
+    spans = []
+    for part, arrays in parts.items():
+        for name, array in arrays.items():
+            identity = array.identity
+            if identity is not None and isinstance(identity, tuple) and len(identity) >= 3:
+                spans.append((str(identity[0]), identity[1], identity[1] + identity[2], f"{part}/{name}", identity))
+    spans.sort(key=lambda span: span[:3])
+    found = []
+    for one, other in zip(spans, spans[1:], strict=False):
+        if one[0] == other[0] and other[1] < one[2] and one[4] != other[4]:
+            found.append([one[3], other[3]])
+    return found
+
+
+def publish(draft: Draft, run: str) -> str:
+    """Makes a finished draft visible in a run directory: one rename, then it is durable.
+
+    Raises `LeaseError` when the draft's directory was taken away: another process took the run over.
+    """
+    final = os.path.join(run, draft.name)
+    try:
+        files.rename(draft.directory, final)
+    except OSError as error:
+        draft.discard()
+        raise _lost(error, draft.directory) from error
+    files.sync_directory(run)
+    return final
+
+
+def _lost(error: OSError, path: str) -> Exception:
+    if error.errno == errno.ENOENT:
+        return LeaseError(
+            f"This process no longer holds the run: {path} was taken away by a process that took the run over. "
+            f"Nothing was published or deleted.",
+            holder=None,
+        )
+    return storage_error(error, path, "publish")
+
+
+def previous_name(path: str) -> str:
+    """Where an older checkpoint waits while a newer one takes its place, on systems without exchange."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.previous")
+
+
+def replace(draft: Draft, target: str) -> None:
+    """Puts a finished draft at `target`, in the place of a checkpoint that may be there.
+
+    At every instant either the old or the new checkpoint is at `target`, or, where the system
+    cannot exchange two names, the old one is at `.NAME.previous`, which readers know.
+    """
+    parent = os.path.dirname(target)
+    if not os.path.lexists(target):
+        with files.translated(target, "publish"):
+            files.rename(draft.directory, target)
+        files.sync_directory(parent)
+        _clear(previous_name(target))
+        return
+    if not os.path.isfile(os.path.join(target, CHECKPOINT_FILE)):
+        raise UsageError(
+            f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
+            path=target,
+        )
+    try:
+        files.exchange(draft.directory, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+            raise storage_error(error, target, "replace") from error
+        _replace_by_two_renames(draft, target)
+        return
+    files.sync_directory(parent)
+    files.remove_tree(draft.directory)  # by now the old checkpoint
+    _clear(previous_name(target))
+
+
+def _replace_by_two_renames(draft: Draft, target: str) -> None:
+    parent, aside = os.path.dirname(target), previous_name(target)
+    with files.translated(target, "replace"):
+        _clear(aside)
+        files.rename(target, aside)
+        files.sync_directory(parent)
+        try:
+            files.rename(draft.directory, target)
+        except OSError:
+            files.rename(aside, target)
+            raise
+    files.sync_directory(parent)
+    files.remove_tree(aside)
+
+
+def _clear(path: str) -> None:
+    if os.path.lexists(path):
+        files.remove_tree(path)

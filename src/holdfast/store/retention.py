@@ -1,0 +1,91 @@
+"""Carrying out what a `Keep` decides, the links for people, pins and abandoned marks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from holdfast import files
+from holdfast.errors import HoldfastError
+from holdfast.policy.keep import Keep, Record, Verdict, best_of, decide
+from holdfast.store import catalog
+from holdfast.store.catalog import ABANDONED, PINS, Entry
+
+
+def verdicts(keep: Keep, entries: Sequence[Entry], *, prune: bool = False) -> list[Verdict]:
+    """What would stay, what would go, and why; nothing is changed."""
+    return decide(keep, [entry.record() for entry in entries], prune=prune)
+
+
+def best_record(keep: Keep, entries: Sequence[Entry]) -> Record | None:
+    """The best clean checkpoint by the metric of `keep`."""
+    return best_of(keep, [entry.record() for entry in entries])
+
+
+def delete(run: str, name: str, writing: str) -> bool:
+    """Deletes a checkpoint of a run, unless it was pinned meanwhile. False when it was left.
+
+    The rename into the holder's own directory takes it away at once and whole; a process that
+    lost its lease has no such directory any more and deletes nothing.
+    """
+    if name in catalog.marks(run, PINS):
+        return False
+    source, trash = os.path.join(run, name), os.path.join(writing, f"{name}.trash")
+    with files.translated(source, "delete"):
+        try:
+            files.rename(source, trash)
+        except FileNotFoundError:
+            if os.path.isdir(writing):
+                return True  # somebody else deleted it
+            raise
+    if name in catalog.marks(run, PINS):
+        files.rename(trash, source)
+        return False
+    files.sync_directory(run)
+    files.remove_tree(trash)
+    return True
+
+
+def point_links(run: str, writing: str, latest: str | None, best: str | None) -> None:
+    """`latest` and `best`, for people: never read by the program, so a failure is not one of the save."""
+    for link, target in (("latest", latest), ("best", best)):
+        with contextlib.suppress(HoldfastError):
+            path = os.path.join(run, link)
+            if target is None:
+                if os.path.islink(path):
+                    files.remove_file(path)
+            elif not os.path.islink(path) or os.readlink(path) != target:
+                files.point_link(path, target, os.path.join(writing, f"{link}.link"))
+
+
+def mark(run: str, kind: str, name: str) -> None:
+    """Pins or abandons a checkpoint: an empty file of its name."""
+    directory = os.path.join(run, kind)
+    files.make_directory(directory)
+    with contextlib.suppress(FileExistsError):
+        try:
+            files.create_file(os.path.join(directory, name), b"")
+        except OSError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+    files.sync_directory(directory)
+
+
+def unmark(run: str, kind: str, name: str) -> None:
+    directory = os.path.join(run, kind)
+    if os.path.isdir(directory):
+        files.remove_file(os.path.join(directory, name))
+        files.sync_directory(directory)
+
+
+def pin(run: str, name: str) -> None:
+    mark(run, PINS, name)
+
+
+def unpin(run: str, name: str) -> None:
+    unmark(run, PINS, name)
+
+
+def abandon(run: str, name: str) -> None:
+    mark(run, ABANDONED, name)

@@ -1,0 +1,233 @@
+"""PyTorch's edge: the verbs listed in `holdfast.state.adapters`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from holdfast.errors import FormatError
+from holdfast.state.part import PartState, Plan, SavedPart
+from holdfast.torch import arrays, modules, optimizers
+from holdfast.torch.partial import Trainable
+
+describe = arrays.describe
+allocate = arrays.allocate
+
+
+def serves(thing: Any) -> str | None:
+    """The kind of a thing that this edge captures itself."""
+    if isinstance(thing, Trainable):
+        return "torch.Trainable"
+    if isinstance(thing, torch.nn.Module):
+        return "torch.Module"
+    if isinstance(thing, Optimizer) and optimizers.native(thing):
+        return "torch.Optimizer"
+    if isinstance(thing, torch.Generator):
+        return "torch.Generator"
+    return None
+
+
+def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> PartState:
+    """A tracked thing's state; `peers` are all tracked things, for parameter names."""
+    if kind == "torch.Trainable":
+        return thing.capture(where)  # type: ignore[no-any-return]
+    if kind == "torch.Module":
+        return modules.capture(thing, where)
+    if kind == "torch.Optimizer":
+        return optimizers.capture(thing, where, peers)
+    return PartState(kind, {"state": _hex(thing.get_state()), "device": str(thing.device)}, {})
+
+
+def plan_restore(
+    thing: Any, kind: str, part: SavedPart, plan: Plan, peers: Mapping[str, Any], *, keep: tuple[str, ...] = ()
+) -> None:
+    """Plans the restore of a saved part into a live thing; see the modules for what fits."""
+    if kind == "torch.Trainable":
+        thing.plan_restore(part, plan)
+    elif kind == "torch.Module":
+        modules.plan_restore(thing, part, plan, partial=part.kind == "torch.Trainable")
+    elif kind == "torch.Optimizer":
+        optimizers.plan_restore(thing, part, plan, peers, keep=keep)
+    else:
+        plan.after(lambda: thing.set_state(_unhex(part.skeleton["state"])))
+
+
+def plan_restore_options(
+    thing: Any, part: SavedPart, plan: Plan, peers: Mapping[str, Any], *, keep: tuple[str, ...] = ()
+) -> None:
+    """Plans the restore of what is small in an optimizer: the options of its parameter groups."""
+    optimizers.plan_restore(thing, part, plan, peers, options_only=True, keep=keep)
+
+
+def plan_array(tensor: torch.Tensor, part: SavedPart, name: str, plan: Plan) -> None:
+    """Plans the restore of one array into a live tensor."""
+    modules.match(part, [name], {name: tensor}, plan, partial=True)
+
+
+# -- small values --------------------------------------------------------------------------
+
+
+def special(value: Any) -> tuple[str, Any] | None:
+    """Dtypes, devices and layouts as (tag, plain value)."""
+    if isinstance(value, torch.dtype):
+        return "torch.dtype", str(value).removeprefix("torch.")
+    if isinstance(value, torch.device):
+        return "torch.device", str(value)
+    if isinstance(value, torch.Generator):
+        return "torch.Generator", [str(value.device), _hex(value.get_state())]
+    return None
+
+
+def revive(tag: str, value: Any) -> Any:
+    """The value of a tag that `special` made."""
+    if tag == "torch.Size":
+        return torch.Size(value)
+    if tag == "torch.dtype":
+        found = getattr(torch, value, None)
+        if isinstance(found, torch.dtype):
+            return found
+        raise FormatError(f"torch {torch.__version__} has no dtype {value!r}.", found=value)
+    if tag == "torch.device":
+        return torch.device(value)
+    if tag == "torch.Generator":
+        generator = torch.Generator(device=value[0])
+        generator.set_state(_unhex(value[1]))
+        return generator
+    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+
+
+# -- random streams ------------------------------------------------------------------------
+
+
+def streams() -> dict[str, Any]:
+    """The states of torch's global random streams, on all devices in use."""
+    found: dict[str, Any] = {"cpu": _hex(torch.get_rng_state())}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["cuda"] = [_hex(state) for state in torch.cuda.get_rng_state_all()]
+    if torch.backends.mps.is_available():
+        found["mps"] = _hex(torch.mps.get_rng_state())
+    return found
+
+
+def set_streams(value: Mapping[str, Any]) -> None:
+    """Sets the streams that `streams` gave; those of devices that are not here are left out."""
+    torch.set_rng_state(_unhex(value["cpu"]))
+    if "cuda" in value and torch.cuda.is_available():
+        states = [_unhex(state) for state in value["cuda"]][: torch.cuda.device_count()]
+        torch.cuda.set_rng_state_all(states)
+    if "mps" in value and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(_unhex(value["mps"]))
+
+
+def seed(number: int) -> None:
+    torch.manual_seed(number)
+
+
+def generator_state(generator: torch.Generator) -> str:
+    return _hex(generator.get_state())
+
+
+def set_generator_state(generator: torch.Generator, state: str) -> None:
+    generator.set_state(_unhex(state))
+
+
+def _hex(state: torch.Tensor) -> str:
+    return state.cpu().numpy().tobytes().hex()
+
+
+def _unhex(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+# -- the training's side -------------------------------------------------------------------
+
+
+def pending_gradients(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The gradients that tracked parameters hold, by part and parameter name."""
+    return {
+        name: parameter.grad for name, parameter in _owned(things) if parameter.grad is not None
+    }
+
+
+def set_gradients(things: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:
+    """Gives tracked parameters these gradients, and all the others none."""
+    for name, parameter in _owned(things):
+        value = values.get(name)
+        parameter.grad = None if value is None else value.to(parameter.device)
+
+
+def _owned(things: Mapping[str, Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    seen: set[int] = set()
+    for part, thing in things.items():
+        if isinstance(thing, Trainable):
+            pairs = [(name, p) for name, p in modules.parameters(thing.module)]
+        elif isinstance(thing, torch.nn.Module):
+            pairs = list(modules.parameters(thing))
+        elif isinstance(thing, Optimizer):
+            flat = [p for group in thing.param_groups for p in group["params"]]
+            pairs = [(str(index), p) for index, p in enumerate(flat)]
+        else:
+            continue
+        for name, parameter in pairs:
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{part}/{name}", parameter
+
+
+def on_step(thing: Any, notify: Any) -> Any | None:
+    """Calls `notify()` after each step of an optimizer; the handle removes it. None for other things."""
+    if not isinstance(thing, Optimizer):
+        return None
+    return thing.register_step_post_hook(lambda *_: notify())
+
+
+declared = optimizers.declared
+
+
+def process_group_size() -> int:
+    """How many processes this one trains with."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    return 1
+
+
+def source(loader: Any) -> Any:
+    """The resumable source of a torch DataLoader; None when the thing is none."""
+    from holdfast.torch import loader as loaders
+
+    return loaders.source(loader) if isinstance(loader, torch.utils.data.DataLoader) else None
+
+
+def outline(thing: Any) -> dict[str, Any] | None:
+    """What the card says of a tracked thing: class, layers, parameter counts."""
+    from holdfast.torch import describing
+
+    return describing.outline(thing)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices of this process."""
+    from holdfast.torch import describing
+
+    return describing.environment()
+
+
+@contextlib.contextmanager
+def probing(module: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; mode and random streams are as before afterwards."""
+    modes = [(child, child.training) for child in module.modules()] if isinstance(module, torch.nn.Module) else []
+    before = streams()
+    try:
+        for child, _ in modes:
+            child.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+        set_streams(before)

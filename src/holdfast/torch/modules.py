@@ -1,0 +1,206 @@
+"""Modules: their names without wrappers, their capture, and their restore in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast.errors import MismatchError, UsageError
+from holdfast.state.part import FLAT, PartState, Plan, SavedPart
+from holdfast.state.tree import encode
+from holdfast.torch import arrays
+
+
+def wrapped(module: nn.Module) -> str | None:
+    """The name of the child that a wrapper only wraps, or None; decided by type, never by name."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    if compiled is not None and isinstance(module, compiled):
+        return "_orig_mod"
+    return None
+
+
+def cleaner(module: nn.Module) -> Callable[[str], str]:
+    """A function from raw names to names without the prefixes of wrappers, at every depth."""
+    cuts: list[tuple[int, str]] = []
+    for path, child in module.named_modules(remove_duplicate=False):
+        inner = wrapped(child)
+        if inner is not None:
+            start = f"{path}." if path else ""
+            cuts.append((len(start), f"{start}{inner}."))
+    if not cuts:
+        return lambda name: name
+    cuts.sort(reverse=True)
+
+    def clean(name: str) -> str:
+        result = name
+        for start, prefix in cuts:  # deepest first, so that the positions before it stay right
+            if name.startswith(prefix):
+                result = result[:start] + result[len(prefix) :]
+        return result
+
+    return clean
+
+
+def parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters with their clean names; a tied parameter once for each name."""
+    clean = cleaner(module)
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        yield clean(name), parameter
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    while (inner := wrapped(module)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def capture(module: nn.Module, where: str, only: set[str] | None = None) -> PartState:
+    """A module's state_dict; `only` limits the parameters to those named."""
+    clean = cleaner(module)
+    checked = {name for name, parameter in parameters(module) if parameter.is_floating_point()}
+    changing = any(parameter.requires_grad for parameter in module.parameters())
+    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for raw, value in module.state_dict().items():
+        name = clean(raw)
+        if isinstance(value, torch.Tensor):
+            if only is None or name in only:
+                found[name] = arrays.describe(value, f"{where}/{name}", check=name in checked)
+        else:
+            extra[name] = value
+    skeleton: Any = {"$": FLAT, "v": "torch"}
+    if extra:
+        inner: dict[str, Any] = {}
+        values = encode(extra, where, inner)
+        for name, tensor in inner.items():
+            found[name] = arrays.describe(tensor, f"{where}{name}")
+        own = {name: {"$": "torch", "v": name} for name in found if name not in inner}
+        skeleton = {**own, **values} if "$" not in values else values
+    return PartState("torch.Module", skeleton, found, watch=changing)
+
+
+def plan_restore(module: nn.Module, part: SavedPart, plan: Plan, *, partial: bool = False) -> None:
+    """Reads a saved module, or any mapping that fits as its state_dict, into the live one.
+
+    `partial` is for a saved part that deliberately holds some of the parameters only.
+    """
+    if not _writes_through(module):
+        _plan_through_loader(module, part, plan)
+        return
+    clean = cleaner(module)
+    live = {clean(name): value for name, value in module.state_dict().items()}
+    tensors = {name: value for name, value in live.items() if isinstance(value, torch.Tensor)}
+    names = [name for name in part.entries if not name.startswith("/")]
+    match(part, names, tensors, plan, partial=partial)
+    _plan_extra(module, clean, part, live, plan)
+
+
+def match(
+    part: SavedPart, names: list[str], tensors: dict[str, torch.Tensor], plan: Plan, *, partial: bool = False
+) -> None:
+    """Pairs saved arrays with live tensors of the same name, shape and dtype."""
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None:
+            plan.surplus(part.name, name)
+            continue
+        entry = part.entry(name)
+        shape, dtype = tuple(tensor.shape), arrays.NAMES.get(tensor.dtype, str(tensor.dtype))
+        if shape != tuple(entry.shape) or dtype != entry.dtype:
+            plan.differ(
+                part.name, name, f"{entry.dtype} {list(entry.shape)}", f"{dtype} {list(shape)}"
+            )
+            continue
+        if tensor.device.type == "meta":
+            raise UsageError(
+                f"{part.name}/{name} is on the meta device and has no memory to restore into. "
+                f"Next: call .to_empty(device=…) on the model first.",
+                path=f"{part.name}/{name}",
+            )
+        target = arrays.receive(tensor, entry.dtype, shape)
+        plan.read(part, name, target.bytes)
+        plan.after(target.finish)
+    if not partial:
+        known = set(names)
+        for name in tensors:
+            if name not in known:
+                plan.lack(part.name, name)
+
+
+def _plan_extra(
+    module: nn.Module, clean: Callable[[str], str], part: SavedPart, live: dict[str, Any], plan: Plan
+) -> None:
+    wanted = [name for name, value in live.items() if not isinstance(value, torch.Tensor)]
+    if part.flat is not None:
+        for name in wanted:
+            plan.lack(part.name, name)
+        return
+    finish = plan.value(_extra_of(part))
+    owners = {
+        clean(f"{path}._extra_state" if path else "_extra_state"): child
+        for path, child in module.named_modules(remove_duplicate=False)
+    }
+
+    def restore() -> None:
+        values = finish()
+        for name in wanted:
+            if name in values and name in owners:
+                owners[name].set_extra_state(values[name])
+
+    plan.after(restore)
+    for name in wanted:
+        if name not in part.skeleton:
+            plan.lack(part.name, name)
+
+
+def _extra_of(part: SavedPart) -> SavedPart:
+    extra = {
+        name: value
+        for name, value in part.skeleton.items()
+        if not (isinstance(value, dict) and value.get("$") == "torch" and value.get("v") == name)
+    }
+    return SavedPart(part.name, part.kind, extra, part.entries, part.where)
+
+
+def _writes_through(module: nn.Module) -> bool:
+    """Whether writing into the tensors of `state_dict()` is all that loading would do."""
+    memory = {tensor.data_ptr() for tensor in module.parameters()} | {b.data_ptr() for b in module.buffers()}
+    for child in module.modules():
+        own = type(child)
+        if child._load_state_dict_pre_hooks or child._state_dict_hooks or child._load_state_dict_post_hooks:
+            return False
+        for method in ("_load_from_state_dict", "load_state_dict", "_save_to_state_dict", "state_dict"):
+            definer = next(base for base in own.__mro__ if method in vars(base))
+            # torch's own overrides only upgrade state_dicts of older versions
+            if not definer.__module__.startswith("torch."):
+                return False
+    for value in module.state_dict().values():
+        if isinstance(value, torch.Tensor) and value.numel() and value.data_ptr() not in memory:
+            return False
+    return True
+
+
+def _plan_through_loader(module: nn.Module, part: SavedPart, plan: Plan) -> None:
+    # The module has loading code of its own: it gets a state_dict, at the price of one copy.
+    target = unwrap(module)
+    finish = plan.value(part, "torch")
+
+    def restore() -> None:
+        try:
+            target.load_state_dict(finish())
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise MismatchError(
+                f"{part.where}: part {part.name!r} does not fit {type(target).__name__}, whose own loading "
+                f"code says: {error}",
+                missing=[],
+                unexpected=[],
+                different=[],
+            ) from error
+
+    plan.after(restore)

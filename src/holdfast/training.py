@@ -1,0 +1,478 @@
+"""One training in this process: where it stands, what is captured, and what a boundary does."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast import hyperparameters
+from holdfast.checkpoint import describe_parts
+from holdfast.errors import HoldfastError, Preempted, UsageError
+from holdfast.format.manifest import HISTORY_ROWS, Goal, Manifest, Progress
+from holdfast.format.names import CheckpointName
+from holdfast.log import logger
+from holdfast.policy.every import Every, Since
+from holdfast.policy.keep import Keep, is_new_best
+from holdfast.saving import Saver
+from holdfast.session import Session
+from holdfast.signals import Signals
+from holdfast.state import adapters, capture, environment, probe, streams, tree
+from holdfast.state.part import PartState
+from holdfast.store import book, catalog, retention
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `Run` was given, checked."""
+
+    path: str
+    config: Any
+    note: str
+    seed: int | None
+    every: Every
+    keep: Keep
+    init: Mapping[str, str]
+    fresh: tuple[str, ...]
+    changed: tuple[str, ...]
+    on_nan: str
+    staging: int | None
+    wait: float
+
+
+@dataclasses.dataclass(slots=True)
+class Position:
+    """The progress, while it moves."""
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    samples: int = 0
+    entered: bool = False
+    exhausted: bool = False
+
+    def freeze(self) -> Progress:
+        return Progress(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @classmethod
+    def at(cls, progress: Progress) -> Position:
+        return cls(**{f.name: getattr(progress, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(slots=True)
+class LoaderState:
+    """The loader of the current epoch: its source, and the streams that its order came from."""
+
+    source: Any = None
+    order: dict[str, Any] | None = None
+    fingerprint: dict[str, Any] | None = None
+
+
+class Training:
+    """What `Run` and its loops share. Used by one thread, beside the saver's own."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.things: dict[str, Any] = {}
+        self.declared: hyperparameters.Declared = {}
+        self.state: dict[Any, Any] = {}
+        self.probe: Any = None
+        self.position = Position()
+        self.loader = LoaderState()
+        self.signals = Signals()
+        self.session: Session | None = None
+        self.saver: Saver | None = None
+        self.goal: Goal | None = None
+        self.stopping = False
+        self.stopped = False
+        self.history: list[dict[str, Any]] = []
+        self.applied: dict[str, Any] = {}
+        self.init_record: Any = None
+        self.origin: Any = None
+        """The manifest that was restored last; None on a fresh run."""
+        self.torn = False
+        """True after a restore failed half-way: nothing may be saved until one succeeds."""
+        self.restored_random: dict[str, Any] = {}
+        """The random part of the checkpoint that was restored last."""
+        self.failure: BaseException | None = None
+        """A failure that has not reached the caller yet."""
+        self.ended = False
+        """True once a signal has ended the loop; its line has been said."""
+        self._pending: dict[str, Any] = {}
+        self._ever_logged: set[str] = set()
+        self._since = Since(0, 0, 0.0)
+        self._counted_from = time.monotonic()
+        self._explicit = False
+        self._last_saved: tuple[int, int, int] | None = None
+        self._stepped = False
+        self._hooks: list[Any] = []
+        self._environment: Any = None
+
+    # -- tracking ----------------------------------------------------------------------------
+
+    def track(self, name: str, thing: Any) -> None:
+        """Takes a thing under a name; declared hyperparameters are noted as they stand now."""
+        self.things[name] = thing
+        declared = hyperparameters.declare(thing)
+        if declared is not None:
+            self.declared[name] = declared
+        framework = adapters.home_framework(type(thing))
+        if framework is not None:
+            hook = adapters.edge(framework).on_step(thing, self._note_step)
+            if hook is not None:
+                self._hooks.append(hook)
+
+    def _note_step(self) -> None:
+        self._stepped = True
+
+    def release_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    # -- opening -----------------------------------------------------------------------------
+
+    def open(self) -> Session:
+        """The session of this run, opened at first use."""
+        if self.session is None:
+            session = Session.open(self.options.path, wait=self.options.wait, say=logger.warning)
+            self.session = session
+            self.saver = Saver(
+                session, self.options.keep, on_nan=self.options.on_nan, staging=self.options.staging
+            )
+            session.book.keep = _plain_keep(self.options.keep)
+            session.book.note = self.options.note
+            session.book.config = self.options.config
+            session.write_book()
+        return self.session
+
+    def need_saver(self) -> Saver:
+        self.open()
+        if self.saver is None:
+            raise UsageError("This run is closed. Next: make a new Run on the same path.")
+        return self.saver
+
+    def restart_counters(self) -> None:
+        """What `Every` counts from: the last save, or the start."""
+        self._since = Since(0, 0, 0.0)
+        self._counted_from = time.monotonic()
+
+    def note_saved(self) -> None:
+        """Marks the present progress as saved (after a save or a restore)."""
+        self._last_saved = self.position.freeze().key()
+        self.restart_counters()
+
+    # -- logging -----------------------------------------------------------------------------
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            self._pending[name] = _number(name, value)
+        self._ever_logged.update(metrics)
+
+    def take_metrics(self) -> dict[str, Any]:
+        """The metrics logged since the previous boundary; they become a row of the history."""
+        metrics, self._pending = self._pending, {}
+        if metrics:
+            row = {"epoch": self.position.epoch, "step": self.position.step, **_encode(metrics)}
+            self.history = [*self.history, row][-HISTORY_ROWS:]
+            if self.session is not None:
+                try:
+                    book.note_event(self.session.path, "metrics", **row)
+                except HoldfastError as error:
+                    logger.warning("The history could not be written: %s", error)
+        return metrics
+
+    def check_metric(self, *, final: bool) -> None:
+        """A metric that Keep ranks by but nobody logs: a warning, at the end an error."""
+        metric = self.options.keep.metric
+        if metric is None or metric in self._ever_logged or any(metric in row for row in self.history):
+            return
+        logged = sorted(self._ever_logged)
+        near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.3)
+        text = (
+            f"keep=Keep(metric={metric!r}), but no such metric was logged"
+            f"{f'; did you mean {near[0]!r}?' if near else ''}. Logged were: {', '.join(logged) or 'none'}. "
+            f"Next: run.log({metric}=…) in each epoch, or name another metric."
+        )
+        if final:
+            raise UsageError(text, expected=metric, found=logged)
+        logger.warning("%s", text)
+
+    # -- boundaries --------------------------------------------------------------------------
+
+    def count_batch(self, samples: int) -> None:
+        self.position.batch += 1
+        self.position.step += 1
+        self.position.samples = samples
+        self._since = Since(self._since.epochs, self._since.steps + 1, 0.0)
+
+    def count_step(self) -> None:
+        self.position.step += 1
+        self._since = Since(self._since.epochs, self._since.steps + 1, 0.0)
+
+    def count_epoch(self) -> None:
+        position = self.position
+        self.position = Position(epoch=position.epoch + 1, step=position.step)
+        self._since = Since(self._since.epochs + 1, self._since.steps, 0.0)
+        self.loader.order = None
+
+    def hand_out(self) -> None:
+        """A batch or a step goes to the loop's body."""
+        self._stepped = False
+
+    def ask_for_save(self) -> None:
+        self._explicit = True
+
+    def boundary(self, *, epoch_end: bool = False, last: bool = False) -> None:
+        """The loop asks for its next batch, epoch or step: failures are raised, due saves made.
+
+        Raises:
+            Preempted, KeyboardInterrupt: a signal asked for the end, and the place is saved.
+        """
+        saver = self.need_saver()
+        saver.poll()
+        metrics = self.take_metrics()
+        asked = self.signals.asked
+        best = self._is_new_best(metrics)
+        snapshot_asked, self.signals.snapshot_asked = self.signals.snapshot_asked, False
+        explicit, self._explicit = self._explicit or snapshot_asked, False
+        moved = self.position.freeze().key() != self._last_saved
+        if last:
+            if moved or metrics or self.stopped:
+                self._save("stopped" if self.stopped else "goal reached", metrics, probing=True)
+            saver.drain()
+        elif asked is not None:
+            if moved:
+                self._save(f"{asked.name}", metrics, probing=epoch_end)
+            saver.drain()
+        elif explicit or best:
+            self._save("asked for" if explicit else "new best", metrics, probing=True)
+        elif moved and not saver.busy:
+            seconds = time.monotonic() - max(self._counted_from, saver.last_publish)
+            since = Since(self._since.epochs, self._since.steps, seconds)
+            reason = self.options.every.due(since, epoch_end)
+            if reason is not None:
+                self._save(reason, metrics, probing=epoch_end)
+        if asked is not None and not last:
+            self._end_by(asked)
+
+    def _is_new_best(self, metrics: Mapping[str, Any]) -> bool:
+        keep = self.options.keep
+        if keep.metric is None or keep.metric not in metrics or self.session is None:
+            return False
+        return is_new_best(keep, [entry.record() for entry in self.session.entries], metrics)
+
+    def _end_by(self, asked: Any) -> None:
+        name = self.newest_name()
+        self.ended = True
+        self.signals.restore()
+        if asked.name == "SIGINT":
+            logger.info("Ctrl-C: %s is saved; the same command continues from there.", name)
+            raise KeyboardInterrupt
+        logger.info("%s: %s is saved; ending with exit code 75.", asked.name, name)
+        raise Preempted(f"{asked.name}: {name} is saved")
+
+    def newest_name(self) -> str:
+        """The name of the newest checkpoint, for messages."""
+        entries = self.session.entries if self.session is not None else []
+        found = catalog.newest(entries)
+        return str(found[0].name) if found else "no checkpoint"
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def save_now(self, metrics: Mapping[str, Any], *, wait: bool) -> None:
+        """A save outside a managed loop, at once."""
+        saver = self.need_saver()
+        saver.poll()
+        self.log(metrics)
+        self._save("asked for", self.take_metrics(), probing=True)
+        if wait:
+            saver.drain()
+
+    def _save(self, reason: str, metrics: Mapping[str, Any], *, probing: bool) -> None:
+        if self.torn:
+            raise UsageError(
+                "A restore failed half-way, so the objects of this process are a mixture; nothing is saved until a "
+                "restore succeeds. Next: start the script again."
+            )
+        saver, session = self.need_saver(), self.open()
+        saver.drain()
+        record = self.probe.run() if self.probe is not None and probing else None
+        states = self._capture(record)
+        manifest = self._describe(session, states, metrics, record)
+        saver.save(states, manifest, reason)
+        self.note_saved()
+
+    def _capture(self, record: probe.Record | None) -> dict[str, PartState]:
+        states = {name: capture.capture(name, thing, self.things) for name, thing in self.things.items()}
+        if self.state:
+            states["state"] = capture.capture_value("state", dict(self.state), "value")
+        gradients = self._gradients()
+        if gradients:
+            states["grads"] = capture.capture_value("grads", gradients)
+        if record is not None:
+            states["probe"] = capture.capture_value("probe", record.output, "value")
+        states["random"] = capture.capture_value("random", self._random(), "value")
+        return states
+
+    def _gradients(self) -> dict[str, Any]:
+        if self._stepped or (self.position.batch == 0 and self.position.step == 0):
+            return {}
+        found: dict[str, Any] = {}
+        for _, edge in adapters.loaded_edges():
+            found.update(edge.pending_gradients(self.things))
+        return found
+
+    def _random(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"streams": streams.capture()}
+        source = self.loader.source
+        if source is not None:
+            found["generators"] = streams.capture_generators(source.generators())
+            if self.loader.order is not None:
+                found["order"] = self.loader.order
+                if self.position.batch:
+                    found["loader"] = source.state()
+        return found
+
+    def _describe(
+        self,
+        session: Session,
+        states: Mapping[str, PartState],
+        metrics: Mapping[str, Any],
+        record: probe.Record | None,
+    ) -> Manifest:
+        now = datetime.datetime.now(datetime.UTC)
+        sequence = session.next_sequence()
+        progress = self.position.freeze()
+        name = str(CheckpointName(sequence, progress.epoch, progress.step, now))
+        keep, nan = self.options.keep, []
+        value = metrics.get(keep.metric) if keep.metric is not None else None
+        if isinstance(value, float) and not math.isfinite(value):
+            nan.append(f"metric/{keep.metric}")
+        known = {**self.applied}
+        known.update({fresh: hyperparameters.value_of(fresh, self.declared) for fresh in self.options.fresh})
+        return Manifest(
+            run=session.book.id,
+            name=name,
+            sequence=sequence,
+            created=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            progress=progress,
+            metrics=_encode(metrics),
+            best=self._best_so_far(name, metrics),
+            goal=self.goal,
+            stopped=self.stopped,
+            nan=nan,
+            note=self.options.note,
+            config=self.options.config,
+            init=self.init_record,
+            declared=self.declared,
+            fresh=known,
+            loader=self.loader.fingerprint,
+            parts=describe_parts(states, self.things),
+            probe=record.facts if record is not None else None,
+            environment=self.environment(),
+            history=self.history,
+        )
+
+    def environment(self) -> Any:
+        """The facts about this launch, gathered once."""
+        if self._environment is None:
+            facts = environment.gather()
+            if self.options.seed is not None:
+                facts["seed"] = self.options.seed
+            self._environment = tree.encode(facts, "environment")
+        return self._environment
+
+    def _best_so_far(self, name: str, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+        keep = self.options.keep
+        if keep.metric is None or self.session is None:
+            return None
+        if self._is_new_best_of_all(metrics):
+            return {"name": name, "metric": keep.metric, "mode": keep.mode, "value": metrics[keep.metric]}
+        record = retention.best_record(keep, self.session.entries)
+        if record is None:
+            return None
+        return {
+            "name": record.name,
+            "metric": keep.metric,
+            "mode": keep.mode,
+            "value": record.metrics[keep.metric],
+        }
+
+    def _is_new_best_of_all(self, metrics: Mapping[str, Any]) -> bool:
+        keep = self.options.keep
+        if keep.metric not in metrics or self.session is None:
+            return False
+        first = dataclasses.replace(keep, best=1)
+        return is_new_best(first, [entry.record() for entry in self.session.entries], metrics)
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def record_goal(self) -> None:
+        """Notes in run.json what was asked (by task) and, at the end, what was reached."""
+        session = self.open()
+        if self.goal is not None:
+            task = os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get("SLURM_JOB_ID") or "local"
+            session.book.goals[task] = {"kind": self.goal.kind, "value": self.goal.value}
+            session.write_book()
+
+    def record_end(self) -> None:
+        session = self.open()
+        if self.goal is not None:
+            session.book.reached = {"kind": self.goal.kind, "value": self.goal.value, "stopped": self.stopped}
+            session.write_book()
+
+    def close(self) -> None:
+        """Waits for the save in flight, releases the lease; raises what failed."""
+        session, saver = self.session, self.saver
+        self.signals.restore()
+        self.release_hooks()
+        failure, self.failure = self.failure, None
+        if session is None:
+            return
+        try:
+            if saver is not None:
+                saver.drain()
+        finally:
+            self.session = self.saver = None
+            session.close()
+        if failure is not None:
+            raise failure
+
+
+def _encode(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tree.encode(value, f"metric {name}") for name, value in metrics.items()}
+
+
+def _number(name: str, value: Any) -> Any:
+    """A metric as a Python number; arrays of one element are taken for their element."""
+    if isinstance(value, (bool, int, float)) and type(value).__module__ == "builtins":
+        return value
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "size", 1) is not None:
+        try:
+            plain = item()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise UsageError(
+                f"run.log({name}=…): a metric is one number, this {type(value).__name__} is not: {error}.", found=name
+            ) from error
+        if isinstance(plain, (bool, int, float)):
+            return plain
+    raise UsageError(
+        f"run.log({name}={value!r}): a metric is a number, not a {type(value).__name__}. "
+        f"Next: keep other things in run.state.",
+        found=type(value).__name__,
+    )
+
+
+def _plain_keep(keep: Keep) -> dict[str, Any]:
+    return {
+        field.name: getattr(keep, field.name)
+        for field in dataclasses.fields(keep)
+        if getattr(keep, field.name) is not None or field.name == "last"
+    }
