@@ -59,6 +59,7 @@ class Checkpoint:
         created: when it was saved (UTC, ISO 8601).
         config, note, environment: as recorded at the save.
         parts: the names of its parts.
+
     """
 
     def __init__(self, path: str, reference: str | None = None) -> None:
@@ -124,7 +125,9 @@ class Checkpoint:
             path = os.path.join(self.path, ARRAYS_FILE)
             listed = self._manifest.files.get(ARRAYS_FILE)
             if listed is None:
-                raise FormatError(f"{self.path}: {CHECKPOINT_FILE} does not list {ARRAYS_FILE}.", path=self.path)
+                raise FormatError(
+                    f"{self.path}: {CHECKPOINT_FILE} does not list {ARRAYS_FILE}.", path=self.path
+                )
             data = self._read_small(ARRAYS_FILE, READ_LIMIT_ARRAYS)
             arrays = decode_arrays(data, path)
             for name, record in arrays.files.items():
@@ -187,9 +190,7 @@ class Checkpoint:
         if plan.requests:
             from holdfast.payload import reader
 
-            reader.read(
-                self.path, self._records(), plan.requests, names=self._names_in, progress=progress
-            )
+            reader.read(self.path, self._records(), plan.requests, names=self._names_in, progress=progress)
         plan.finish()
 
     def _records(self) -> dict[str, Any]:
@@ -219,12 +220,15 @@ class Checkpoint:
         Raises:
             DamagedError: a byte is not as written; names file, block and arrays.
             NotFoundError: no such part.
+
         """
         if arrays is not None and arrays not in _FRAMEWORKS:
             raise UsageError(f"arrays={arrays!r}: expected one of {', '.join(_FRAMEWORKS)}.", found=arrays)
 
         def load() -> dict[str, Any]:
-            wanted = list(parts) if parts is not None else [n for n in self.arrays().parts if n not in _UNASKED]
+            wanted = (
+                list(parts) if parts is not None else [n for n in self.arrays().parts if n not in _UNASKED]
+            )
             plan = Plan()
             finishes = {name: plan.value(self.saved(name), arrays) for name in wanted}
             self.read(plan)
@@ -232,7 +236,7 @@ class Checkpoint:
 
         return self._retrying(load)
 
-    def restore(self, targets: Mapping[str, Any], *, strict: bool = True) -> Restored:
+    def restore(self, targets: Any, *, strict: bool = True) -> Restored:
         """Restores parts in place, on whatever device they are; returns the plain values.
 
         Every structural check comes before the first byte is written into a target.
@@ -245,6 +249,7 @@ class Checkpoint:
         Raises:
             MismatchError: it does not fit; nothing was changed.
             DamagedError: a byte is not as written; `target_changed` says whether targets were touched.
+
         """
         if not isinstance(targets, Mapping) or not targets:
             raise UsageError(
@@ -266,7 +271,11 @@ class Checkpoint:
             finishes = {name: plan.value(self.saved(name)) for name in others}
             self.read(plan)
             result = Restored({name: finish() for name, finish in finishes.items()})
-            result.missing, result.unexpected, result.different = plan.missing, plan.unexpected, plan.different
+            result.missing, result.unexpected, result.different = (
+                plan.missing,
+                plan.unexpected,
+                plan.different,
+            )
             return result
 
         return self._retrying(restore)
@@ -302,8 +311,7 @@ class Checkpoint:
                 problems.append(error)
         surplus = set(os.listdir(self.path)) - set(self._manifest.files) - {CHECKPOINT_FILE}
         problems += [
-            self._damaged(name, f"{name} does not belong to it", None, name)
-            for name in sorted(surplus)
+            self._damaged(name, f"{name} does not belong to it", None, name) for name in sorted(surplus)
         ]
         try:
             for name in self.arrays().parts:
@@ -330,7 +338,9 @@ class Checkpoint:
     def _run_directory(self) -> str:
         parent = os.path.dirname(self.path)
         if self._manifest.run is None or not catalog.is_run(parent):
-            raise UsageError(f"{self.path} lies in no run; only a run's checkpoints are pinned.", path=self.path)
+            raise UsageError(
+                f"{self.path} lies in no run; only a run's checkpoints are pinned.", path=self.path
+            )
         return parent
 
 
@@ -343,19 +353,22 @@ def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         NotFoundError: nothing there; the message lists what is.
         FormatError, DamagedError: it is there, but is no whole checkpoint.
+
     """
     text = os.fspath(reference)
     return Checkpoint(catalog.resolve(text), text)
 
 
-def restore(reference: str | os.PathLike[str], targets: Mapping[str, Any], *, strict: bool = True) -> Restored:
+def restore(
+    reference: str | os.PathLike[str], targets: Mapping[str, Any], *, strict: bool = True
+) -> Restored:
     """`open(reference).restore(targets)`: the safe way to say ``load_state_dict(torch.load(path))``."""
     return open_checkpoint(reference).restore(targets, strict=strict)
 
 
 def save(
     path: str | os.PathLike[str],
-    parts: Mapping[str, Any],
+    parts: Any,
     *,
     note: str = "",
     config: Any = None,
@@ -371,10 +384,13 @@ def save(
         parts: name → model, optimizer, anything with state_dict, or a plain nested value with arrays.
         note, config: recorded in the checkpoint and its card.
         extra: further small files of the checkpoint, name → bytes.
+
     """
     target = os.path.abspath(os.fspath(path))
     if not isinstance(parts, Mapping) or not parts:
-        raise UsageError('save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__)
+        raise UsageError(
+            'save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__
+        )
     for name in parts:
         names.check_part_name(name)
     if os.path.lexists(target) and not catalog.is_checkpoint(target):
@@ -385,7 +401,9 @@ def save(
     states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
     parent, base = os.path.split(target)
     files.make_directory(parent)
-    numbers = {key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0}
+    numbers = {
+        key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0
+    }
     manifest = Manifest(
         name=base,
         sequence=0,
@@ -445,7 +463,8 @@ def encode_config(config: Any) -> Any:
         return None
     if not isinstance(config, Mapping):
         raise UsageError(
-            f"config is a {type(config).__name__}; pass a mapping, like vars(args).", found=type(config).__name__
+            f"config is a {type(config).__name__}; pass a mapping, like vars(args).",
+            found=type(config).__name__,
         )
     encoded = tree.encode(dict(config), "config")
     import json

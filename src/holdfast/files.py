@@ -263,10 +263,7 @@ class BeatFile:
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = os.fspath(path)
         with translated(path, "create"):
-            try:
-                self._fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            except FileExistsError:
-                raise
+            self._fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 _write_all(self._fd, data)
                 system.fsync(self._fd)
@@ -403,7 +400,10 @@ def file_system_type(path: Path) -> str:
     """The type of the file system that holds `path` (``ext4``, ``fuse.gcsfuse``), or ``unknown``."""
     path = os.path.realpath(path)
     best, kind = "", "unknown"
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts,
+    ):
         for line in mounts:
             device, point, fstype = line.split()[:3]
             point = point.encode().decode("unicode_escape")

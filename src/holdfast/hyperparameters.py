@@ -53,7 +53,9 @@ def to_apply(fresh: Iterable[str], declared: Declared, applied: Mapping[str, Any
     return {name for name in fresh if name not in applied or applied[name] != value_of(name, declared)}
 
 
-def check_declared(saved: Mapping[str, Any] | None, declared: Declared, fresh: Iterable[str], where: str) -> None:
+def check_declared(
+    saved: Mapping[str, Any] | None, declared: Declared, fresh: Iterable[str], where: str
+) -> None:
     """Raises `UsageError` with both values where this launch declares something else than the saving one."""
     if saved is None:
         return

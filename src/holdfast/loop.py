@@ -277,7 +277,9 @@ def _announce(training: Training, manifest: Manifest | None, *, complete: bool) 
         logger.info("%s: new run%s.", path, f", {goal.value} {goal.kind}" if goal is not None else "")
         return
     progress = manifest.progress
-    place = f"epoch {progress.epoch}, step {progress.step}" + (f", batch {progress.batch}" if progress.batch else "")
+    place = f"epoch {progress.epoch}, step {progress.step}" + (
+        f", batch {progress.batch}" if progress.batch else ""
+    )
     if complete:
         why = "it was stopped" if manifest.stopped else "the goal is reached"
         logger.info("%s: complete at %s%s (%s); restored %s.", path, place, asked, why, manifest.name)

@@ -30,6 +30,7 @@ def resume(training: Training) -> Manifest | None:
         UsageError: config or hyperparameters differ; nothing was restored.
         MismatchError: the checkpoint does not fit; nothing was restored.
         DamagedError: nothing whole is left.
+
     """
     session = training.open()
     training.need_saver().drain()
@@ -107,7 +108,9 @@ def _restore(training: Training, path: str) -> Manifest:
     for name, thing in targets.items():
         capture.plan_restore(thing, checkpoint.saved(name), plan, training.things, keep=_kept(name, applying))
     plan.check_fit(path)
-    values = {name: plan.value(checkpoint.saved(name)) for name in ("state", "random", "grads") if name in saved}
+    values = {
+        name: plan.value(checkpoint.saved(name)) for name in ("state", "random", "grads") if name in saved
+    }
     answer = None
     if training.probe is not None and "probe" in saved:
         answer = plan.value(checkpoint.saved("probe"))

@@ -44,6 +44,7 @@ class Run:
 
     Raises:
         UsageError: an argument cannot work; the message says what would.
+
     """
 
     def __init__(
@@ -62,17 +63,25 @@ class Run:
         staging: int | str | None = None,
         wait: float = 0,
     ) -> None:
-        if "@" in os.path.basename(os.fspath(path)) and names.parse_reference(os.fspath(path)).which != "newest":
-            raise UsageError(f"{path!r} names a checkpoint of a run; a Run takes the run's own path.", found=path)
+        if (
+            "@" in os.path.basename(os.fspath(path))
+            and names.parse_reference(os.fspath(path)).which != "newest"
+        ):
+            raise UsageError(
+                f"{path!r} names a checkpoint of a run; a Run takes the run's own path.", found=path
+            )
         if on_nan not in ("mark", "raise"):
             raise UsageError(f"on_nan={on_nan!r}: expected 'mark' or 'raise'.", found=on_nan)
         for name, value, kind in (("every", every, Every), ("keep", keep or Keep(), Keep)):
             if not isinstance(value, kind):
                 raise UsageError(
-                    f"{name}={value!r}: expected {kind.__name__}(…), like {kind.__name__}({_EXAMPLES[name]}).", found=value
+                    f"{name}={value!r}: expected {kind.__name__}(…), like {kind.__name__}({_EXAMPLES[name]}).",
+                    found=value,
                 )
         if init is not None and not isinstance(init, Mapping):
-            raise UsageError(f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init)
+            raise UsageError(
+                f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init
+            )
         refuse_several_processes()
         self._training = Training(
             Options(
@@ -110,10 +119,13 @@ class Run:
 
         Raises:
             UsageError: a plain value would keep its first content for ever: it belongs into `run.state`.
+
         """
         self._usable()
         if self._loop.active is not None:
-            raise UsageError("run.track() inside the loop comes too late. Next: track before the loop is entered.")
+            raise UsageError(
+                "run.track() inside the loop comes too late. Next: track before the loop is entered."
+            )
         for name, thing in things.items():
             if name == "probe":
                 if not isinstance(thing, Probe):
@@ -134,7 +146,7 @@ class Run:
         return self._training.state
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, _value: Any) -> None:
         raise UsageError(
             "run.state stays the same object, so that it can be restored. "
             'Next: run.state["name"] = …, or run.state.update({…}).'
@@ -169,10 +181,12 @@ class Run:
         self._training.log(metrics)
 
     def stop(self) -> None:
-        """This epoch (or step) is the last one: it is finished and saved, and the run is complete."""
+        """Makes this epoch (or step) the last one: it is finished and saved, and the run is complete."""
         self._usable()
         if self._loop.active is None:
-            raise UsageError("run.stop() belongs into a managed loop; in a loop of your own, leave it and close the run.")
+            raise UsageError(
+                "run.stop() belongs into a managed loop; in a loop of your own, leave it and close the run."
+            )
         self._training.stopping = True
 
     def _guarded(self, iterator: Iterator[int]) -> Iterator[int]:
@@ -182,7 +196,9 @@ class Run:
 
     def _goal(self, kind: str, goal: int) -> int:
         if isinstance(goal, bool) or not hasattr(goal, "__index__") or goal < 0:
-            raise UsageError(f"run.{kind}({goal!r}): expected how many {kind} in total, like run.{kind}(20).", found=goal)
+            raise UsageError(
+                f"run.{kind}({goal!r}): expected how many {kind} in total, like run.{kind}(20).", found=goal
+            )
         return int(goal)
 
     # -- a loop of one's own -------------------------------------------------------------------------
@@ -191,7 +207,9 @@ class Run:
         """Restores the newest whole checkpoint; zeros on a fresh run. ``progress.epoch`` is the next index."""
         self._usable()
         if self._loop.active is not None:
-            raise UsageError(f"run.{self._loop.active}() has resumed already; run.resume() is for loops of your own.")
+            raise UsageError(
+                f"run.{self._loop.active}() has resumed already; run.resume() is for loops of your own."
+            )
         self._take_path()
         manifest = resuming.resume(self._training)
         loop.announce(self._training, manifest, complete=False)
@@ -211,6 +229,7 @@ class Run:
             epoch, step: completed ones so far; what is left out stays. Only outside a managed loop.
             metrics: numbers that rank this checkpoint.
             wait: return when it is durable, and raise its own failure.
+
         """
         self._usable()
         training = self._training

@@ -12,6 +12,7 @@ from holdfast.errors import CheckpointError, HoldfastError, LeaseError
 from holdfast.format import card
 from holdfast.format.manifest import Manifest
 from holdfast.format.names import parse_checkpoint_name
+from holdfast.format.safetensors import BLOCK
 from holdfast.log import logger
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
@@ -111,7 +112,7 @@ class Saver:
 
         total = sum(array.nbytes for state in states.values() for array in state.arrays.values())
         # Header, and up to a block of padding for each payload file, come on top of the arrays.
-        total += (len(states) + 1) * 2 * staging.BLOCK
+        total += (len(states) + 1) * 2 * BLOCK
         return staging.limit(total, self._staging)
 
     def _finish(
@@ -212,4 +213,3 @@ def _payload_of(part: str, manifest: Manifest) -> list[str]:
         for name, record in manifest.files.items()
         if name == f"{part}.safetensors" or (name.startswith(f"{part}-") and name.endswith(".safetensors"))
     ]
-

@@ -22,6 +22,7 @@ class Session:
         path: the run's absolute path.
         book: the content of run.json.
         entries: the checkpoints, oldest first, kept up to date by the saver.
+
     """
 
     def __init__(self, path: str, lease: Lease) -> None:
@@ -37,6 +38,7 @@ class Session:
             UsageError: the directory holds something else.
             LeaseError: another process holds the run.
             StorageError: it cannot be created or written.
+
         """
         files.refuse_object_store(path)
         check_place(path)

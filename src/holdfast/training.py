@@ -233,6 +233,7 @@ class Training:
 
         Raises:
             Preempted, KeyboardInterrupt: a signal asked for the end, and the place is saved.
+
         """
         saver = self.need_saver()
         saver.poll()
@@ -459,7 +460,8 @@ def _number(name: str, value: Any) -> Any:
             plain = item()
         except (ValueError, RuntimeError, TypeError) as error:
             raise UsageError(
-                f"run.log({name}=…): a metric is one number, this {type(value).__name__} is not: {error}.", found=name
+                f"run.log({name}=…): a metric is one number, this {type(value).__name__} is not: {error}.",
+                found=name,
             ) from error
         if isinstance(plain, (bool, int, float)):
             return plain

@@ -34,6 +34,7 @@ from holdfast.torch import workers
 from holdfast.torch.loader import source
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 class Digits(Dataset):
@@ -128,6 +129,13 @@ class Buckets(Sampler):
             del order[:take]
 
 
+class EagerBatches(Buckets):
+    """Draws all its batches when it is opened."""
+
+    def __iter__(self):
+        return iter([torch.randperm(self.size)[:size].tolist() for size in (5, 4, 7, 1, 3)])
+
+
 def generator(seed=9):
     return torch.Generator().manual_seed(seed)
 
@@ -177,6 +185,7 @@ CASES = {
     "eager sampler": lambda: DataLoader(Digits(), batch_size=5, sampler=EagerSampler(37)),
     "sampler with numpy generator": lambda: DataLoader(Digits(), batch_size=5, sampler=NumpySampler(37)),
     "custom batch sampler": lambda: DataLoader(Digits(), batch_sampler=Buckets(37)),
+    "eager batch sampler": lambda: DataLoader(Digits(), batch_sampler=EagerBatches(37)),
     "batch sampler of torch": lambda: DataLoader(
         Digits(), batch_sampler=BatchSampler(RandomSampler(range(37)), 6, False)
     ),
@@ -204,6 +213,7 @@ WORKER_CASES = {
         Digits(35, False), **SHUFFLED, **P, generator=generator()
     ),
     "persistent, eager sampler": lambda: DataLoader(quiet(), batch_size=5, sampler=EagerSampler(37), **P),
+    "persistent, eager batch sampler": lambda: DataLoader(quiet(), batch_sampler=EagerBatches(37), **P),
     "replacement with generator": lambda: DataLoader(
         quiet(), batch_size=7, sampler=RandomSampler(range(37), True, 100, generator=generator()), **W
     ),
@@ -261,7 +271,7 @@ def train(batch):
     return random.random(), np.random.rand(), torch.rand(3).tolist(), flat(batch)
 
 
-def run_epoch(src, items, done, batches=0, order=None, saves=None):  # noqa: PLR0917
+def run_epoch(src, items, done, batches=0, order=None, saves=None):
     while True:
         if saves is not None:
             saves.append(
@@ -364,7 +374,15 @@ def test_sample_batch_before(case):
 
 def test_state_asked_before():
     """A state_dict that the user asked torchdata's loader for before the loop changes nothing."""
-    check(WORKER_CASES["torchdata"], 1, (0, 3), before=lambda loader: loader.state_dict())
+    make = CASES["torchdata"]
+    done, saves, _ = check(make, 1, (0, 3), before=lambda loader: loader.state_dict())
+    loader = make()
+    src = source(loader)
+    loader.state_dict()
+    write(src.generators(), pickle.loads(saves[1][0])[0])
+    again = []
+    run_epoch(src, src.start(None), again)
+    assert again == done[1]
 
 
 def test_same_source_again():
@@ -417,7 +435,7 @@ def test_new_process(kind, case, tmp_path):
     path = tmp_path / "save"
     path.write_bytes(pickle.dumps((kind, case, saves[1][3])))
     code = "import sys, test_torch_loader as t; t.resume_elsewhere(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, path], check=True, cwd=HERE, timeout=120)
+    subprocess.run([sys.executable, "-c", code, path], check=True, env=ENVIRONMENT, timeout=120)
     assert pickle.loads(path.read_bytes()) == ([done[1][3:], done[2]], ends[1:])
 
 
@@ -613,6 +631,8 @@ if __name__ == "__main__":
     for one in t.workers.SIGNALS:
         signal.signal(one, lambda number, frame: seen.append(number))
     loader = t.DataLoader(t.quiet(), **t.SHUFFLED, **t.P, multiprocessing_context=sys.argv[1])
+    if sys.argv[1] == "fork":
+        next(iter(loader))  # a sample batch: these workers are not protected, and must be replaced
     src = t.source(loader)
     items = src.start(None)
     alive = [w.pid for w in loader._iterator._workers]
@@ -632,7 +652,7 @@ def test_signals_to_the_group(method, tmp_path):
     script.write_text(GROUP)
     done = subprocess.run(
         [sys.executable, script, method],
-        env={**os.environ, "PYTHONPATH": HERE},
+        env=ENVIRONMENT,
         start_new_session=True,
         capture_output=True,
         text=True,
@@ -640,6 +660,31 @@ def test_signals_to_the_group(method, tmp_path):
         check=False,
     )
     assert (done.stdout.split("\n"), done.returncode) == (["8 8", "True True", "set()", ""], 0), done.stderr
+
+
+def test_fork_server_of_another(monkeypatch, caplog):
+    """A fork server that was started without protection is warned of, since workers depend on it."""
+    monkeypatch.setattr(workers.forkserver._forkserver, "_forkserver_pid", os.getpid())
+    workers._check_forkserver()
+    assert "fork server" in caplog.text
+
+
+class Shifted(Digits):
+    offset = 0
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) + Shifted.offset
+
+
+def shift(number):
+    Shifted.offset = 100
+
+
+def test_worker_init_fn():
+    """The user's worker_init_fn runs in each worker and stays with the loader."""
+    loader = DataLoader(Shifted(6, noise=False), batch_size=1, worker_init_fn=shift, **W)
+    assert [batch[0, 0].item() for batch in source(loader).start(None)] == [100, 101, 102, 103, 104, 105]
+    assert loader.worker_init_fn is shift
 
 
 class Stuck(Digits):
@@ -711,7 +756,7 @@ def test_no_worker_survives_a_killed_process(when, tmp_path):
     with output.open("wb") as file:  # a pipe would stay open as long as they live
         done = subprocess.run(
             [sys.executable, script, when],
-            env={**os.environ, "PYTHONPATH": HERE},
+            env=ENVIRONMENT,
             stdout=file,
             timeout=120,
             check=False,

@@ -114,6 +114,7 @@ def test_older_of_equals_wins(mode):
     keep = Keep(best=1, metric="acc", mode=mode)
     records = scored(0.5, 0.5, 0.5)
     assert best_of(keep, records).sequence == 1
+    assert best_of(keep, records[::-1]).sequence == 1
     assert not is_new_best(keep, records, {"acc": 0.5})
 
 

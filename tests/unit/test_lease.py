@@ -229,7 +229,7 @@ def test_failed_acquisition_leaves_no_holder(run, monkeypatch, call, after):
         else:
             assert disk.calls <= after
     assert lease_module._held == set()
-    Lease.acquire(run).release()
+    Lease.acquire(run, sleep=lambda seconds: pytest.fail("it waited")).release()
 
 
 def test_leftovers_do_not_stop_a_start(run, monkeypatch):
@@ -301,12 +301,13 @@ def test_failed_beat_reaches_the_caller(run, monkeypatch):
 
 @pytest.mark.parametrize("beat", [0, 9, 10, 123456789, 10**15])
 def test_constant_length(beat):
-    """No beat, released or not, changes the length of the file."""
-    first = myself(3)
-    for released in (False, True):
-        later = dataclasses.replace(first, beat=beat, released=released)
-        assert len(encode(later)) == len(encode(first))
-        assert decode(encode(later), 3) == later
+    """No beat, released or not, changes the length of the file, however long its names are."""
+    for letters in range(0, 600, 3):
+        first = dataclasses.replace(myself(3), host="n" * letters)
+        for released in (False, True):
+            later = dataclasses.replace(first, beat=beat, released=released)
+            assert len(encode(later)) == len(encode(first))
+            assert decode(encode(later), 3) == later
 
 
 @pytest.mark.parametrize(
@@ -436,6 +437,15 @@ def test_several_tasks_of_one_srun(run, monkeypatch, alive):
         Lease.acquire(run)
 
 
+def test_pid_without_a_known_place_proves_nothing():
+    """Where neither boot nor namespace can be told, a pid that is gone proves nothing."""
+    gone = ended_process()[0]
+    for unknown in ({"boot_id": ""}, {"pid_namespace": 0}):
+        me = dataclasses.replace(myself(2), **unknown)
+        assert judge(dataclasses.replace(me, pid=gone), me, ()) == "unknown"
+    assert judge(dataclasses.replace(myself(2), pid=gone), myself(2), ()) == "dead"
+
+
 # -- a holder that cannot be seen --------------------------------------------------------------
 
 
@@ -506,6 +516,16 @@ def test_unreadable_lease(run):
     lease = clock.acquire(run)
     assert (lease.generation, clock.now <= 1022) == (6, True)
     lease.release()
+
+
+def test_lease_that_is_just_being_written(run, alive):
+    """A lease met between its creation and its first byte is read again at once, without a word."""
+    files.create_file(os.path.join(run, "lease-000003"), b"")
+    clock = Time().at(0.05, lambda: put(run, 3, **alive))
+    with pytest.raises(LeaseError, match=f"pid {alive['pid']} "):
+        clock.acquire(run)
+    assert clock.now < 1000.2
+    assert clock.said == []
 
 
 def test_higher_lease_while_watching_starts_anew(run):
@@ -580,6 +600,44 @@ def test_gives_up_for_a_higher_one(run, monkeypatch, alive, call):
     assert lease_module._held == set()
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_lease_made_between_look_and_creation(run, monkeypatch, alive, listed):
+    """A lease that appears after the last one was found free is respected, even if a listing misses it."""
+    put(run, 1, released=True)
+
+    def look(path):
+        if not os.path.exists(os.path.join(run, "lease-000002")):
+            put(run, 2, **alive)
+            files.make_directory(os.path.join(run, ".writing-000002", "partial"))
+        names = os.listdir(path)
+        return names if listed else [name for name in names if name != "lease-000002"]
+
+    monkeypatch.setattr(lease_module, "names_in", look)
+    with pytest.raises(LeaseError) as caught:
+        Lease.acquire(run)
+    assert caught.value.holder.generation == 2
+    assert os.path.isdir(os.path.join(run, ".writing-000002", "partial"))
+    assert leases(run) == ["lease-000001", "lease-000002"]
+
+
+def test_sweep_spares_a_higher_generation(run, monkeypatch, alive):
+    """A contender that is overtaken while it sweeps leaves the winner's directory alone."""
+    looks = []
+
+    def look(path):
+        looks.append(path)
+        if len(looks) == 2:  # The first is for the number, the second for the sweep.
+            put(run, 7, **alive)
+            files.make_directory(os.path.join(run, ".writing-000007", "partial"))
+        return os.listdir(path)
+
+    monkeypatch.setattr(lease_module, "names_in", look)
+    with pytest.raises(LeaseError):
+        Lease.acquire(run)
+    assert sorted(os.listdir(run)) == [".writing-000007", "lease-000007"]
+    assert os.path.isdir(os.path.join(run, ".writing-000007", "partial"))
+
+
 def test_forked_child_is_inert(run):
     """A forked child neither checks nor releases its parent's lease, and is told why."""
     lease = Lease.acquire(run)
@@ -593,8 +651,8 @@ def test_forked_child_is_inert(run):
             code = 0 if "forked" in str(error) else 2
         try:
             Lease.acquire(run)
-        except LeaseError:
-            os._exit(code)
+        except LeaseError as error:
+            os._exit(4 if "this very process" in str(error) else code)
         os._exit(3)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     lease.check()

@@ -40,7 +40,13 @@ def _head(manifest: Manifest) -> str:
         lines.append(f"Run `{manifest.run}`, checkpoint number {manifest.sequence}.")
     if manifest.goal is not None:
         reached = progress.epoch if manifest.goal.kind == "epochs" else progress.step
-        state = "stopped by the script" if manifest.stopped else "reached" if reached >= manifest.goal.value else "going"
+        state = (
+            "stopped by the script"
+            if manifest.stopped
+            else "reached"
+            if reached >= manifest.goal.value
+            else "going"
+        )
         lines.append(f"Goal: {manifest.goal.value:,} {manifest.goal.kind} ({state}).")
     if manifest.nan:
         lines.append(f"**NaN or infinity in {', '.join(manifest.nan[:10])}.** Do not use it for evaluation.")
@@ -50,7 +56,11 @@ def _head(manifest: Manifest) -> str:
 
 
 def _opening(manifest: Manifest) -> str:
-    modules = [name for name, part in manifest.parts.items() if part.get("kind") in ("torch.Module", "torch.Trainable")]
+    modules = [
+        name
+        for name, part in manifest.parts.items()
+        if part.get("kind") in ("torch.Module", "torch.Trainable")
+    ]
     first = modules[0] if modules else next(iter(manifest.parts), "state")
     last = f'checkpoint.restore({{"{first}": net}})' if modules else f'state = checkpoint.load()["{first}"]'
     return (
@@ -67,7 +77,9 @@ def _metrics(manifest: Manifest) -> str:
         lines += [f"- {name}: {number(value)}" for name, value in manifest.metrics.items()]
     if manifest.best:
         best = manifest.best
-        lines.append(f"- best {best['metric']} ({best['mode']}) so far: {number(best['value'])} in `{best['name']}`")
+        lines.append(
+            f"- best {best['metric']} ({best['mode']}) so far: {number(best['value'])} in `{best['name']}`"
+        )
     rows = manifest.history
     if rows:
         shown = _sample(rows, _ROWS)
@@ -106,8 +118,10 @@ def _architecture(manifest: Manifest) -> str:
             continue
         layers = outline["layers"]
         lines = [
-            f"`{name}` is a `{outline['class']}` with {outline['parameters']:,} parameters, "
-            f"{outline['trainable']:,} of them trainable.",
+            (
+                f"`{name}` is a `{outline['class']}` with {outline['parameters']:,} parameters, "
+                f"{outline['trainable']:,} of them trainable."
+            ),
             "",
             "| layer | type | parameters |",
             "| :-- | :-- | --: |",
@@ -123,7 +137,11 @@ def _architecture(manifest: Manifest) -> str:
 def _data(manifest: Manifest) -> str:
     if not manifest.loader:
         return ""
-    facts = [f"- {key.replace('_', ' ')}: {_text(str(plain(value)))}" for key, value in manifest.loader.items() if value is not None]
+    facts = [
+        f"- {key.replace('_', ' ')}: {_text(str(plain(value)))}"
+        for key, value in manifest.loader.items()
+        if value is not None
+    ]
     return "## Data\n\n" + "\n".join(facts)
 
 

@@ -227,7 +227,9 @@ def _array_bytes(shape: Sequence[int], item: int, label: str, path: str) -> int:
             raise FormatError(f"{path}: the array {label} has the shape {list(shape)}.", path=path)
         size *= extent
     if size > _MAX_SIZE:
-        raise FormatError(f"{path}: the array {label} of shape {list(shape)} would have {size:,} bytes.", path=path)
+        raise FormatError(
+            f"{path}: the array {label} of shape {list(shape)} would have {size:,} bytes.", path=path
+        )
     return size
 
 

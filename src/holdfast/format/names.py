@@ -56,7 +56,8 @@ def check_part_name(name: object) -> str:
         )
     if name in RESERVED_PARTS:
         raise UsageError(
-            f"The part name {name!r} is used by Holdfast itself; choose another, like 'my_{name}'.", found=name
+            f"The part name {name!r} is used by Holdfast itself; choose another, like 'my_{name}'.",
+            found=name,
         )
     return name
 
@@ -89,7 +90,9 @@ class Reference:
             return self.place
         if self.which == "back":
             return f"{self.place}@-{self.value}"
-        return f"{self.place}@{self.which}" + (f"={self.value}" if self.which not in {"best", "latest"} else "")
+        return f"{self.place}@{self.which}" + (
+            f"={self.value}" if self.which not in {"best", "latest"} else ""
+        )
 
 
 def parse_reference(text: str) -> Reference:

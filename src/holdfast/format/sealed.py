@@ -86,7 +86,9 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     except FormatError:
         raise
     except RecursionError as error:
-        raise FormatError(f"{path} is nested deeper than {MAX_DEPTH}.", path=path, expected=MAX_DEPTH) from error
+        raise FormatError(
+            f"{path} is nested deeper than {MAX_DEPTH}.", path=path, expected=MAX_DEPTH
+        ) from error
     except (ValueError, UnicodeDecodeError) as error:
         raise FormatError(f"{path} is not valid JSON: {error}.", path=path) from error
     if not isinstance(content, dict):

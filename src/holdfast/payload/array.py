@@ -68,7 +68,7 @@ class LazyArray(Array):
 
     __slots__ = ("make",)
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         dtype: str,
         shape: tuple[int, ...],

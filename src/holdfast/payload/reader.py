@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from holdfast.payload.sharing import share
 __all__ = ["FileRecord", "Request", "read", "verify"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Bytes `start` to `stop` of a file, and where they shall go.
 
     Attributes:

@@ -90,12 +90,13 @@ class Save:
         self._held: list[Buffer] = []  # all buffers that are not given back yet
         self._unfilled = 0
         self._crew = 0
-        self._closed = False
+        self._started = self._closed = False
         self._error: BaseException | None = None
         self._copied, self._done = threads.Ticket(), threads.Ticket()
 
     def start(self) -> None:
         """Creates the files and begins; returns at once. `StorageError` if one cannot be created."""
+        self._started = True
         # The first use of a file system tries it out with a file of its own.
         big = any(file.size > DIRECT_FROM for file in self._layout.files)
         direct = big and files.direct_io_works(self._directory)
@@ -124,10 +125,12 @@ class Save:
 
     def wait_copied(self) -> None:
         """Returns when every array's bytes are copied; raises what stopped the save before that."""
+        self._check_started()
         self._copied.wait()
 
     def wait(self) -> Written:
         """Returns when all data is durable; else raises the first failure, all files closed."""
+        self._check_started()
         self._done.wait()
         written = {
             file.plan.name: WrittenFile(
@@ -137,9 +140,18 @@ class Save:
         }
         return Written(written, self._filling.nonfinite())
 
+    def _check_started(self) -> None:
+        if not self._started:
+            raise UsageError("This save was not started: call start() before waiting for it.")
+
     def cancel(self) -> None:
         """Stops after the blocks in hand and returns when nothing of this save runs any more."""
-        self._fail(UsageError("The save was cancelled."))
+        error = UsageError("The save was cancelled before it was complete. Save again.")
+        self._fail(error)
+        with self._lock:
+            idle = not self._crew
+        if idle:
+            self._close(error)
         self._done.join()
 
     # -- in the worker threads ----------------------------------------------------------------
@@ -162,22 +174,19 @@ class Save:
         A thread that finds no free buffer and nothing to write may leave: each buffer is in the
         hands of another, who will come back here with it.
         """
-        buffer: Buffer | None = None
         with self._lock:
             if self._error is not None:
                 return False
             if self._to_fill and self._free:
                 index, number = self._to_fill.popleft()
-                buffer, full = self._free.pop(), False
+                buffer = self._free.pop()
+                phase = self._fill
             elif self._to_write:
                 index, number, buffer = self._to_write.popleft()
-                full = True
+                phase = self._write
             else:
                 return False
-        if full:
-            self._write(index, number, buffer)
-        else:
-            self._fill(index, number, buffer)
+        phase(index, number, buffer)
         return True
 
     def _fill(self, index: int, number: int, buffer: Buffer) -> None:

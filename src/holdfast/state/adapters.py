@@ -14,7 +14,6 @@ An edge module (`holdfast.torch.edge`, …) offers the same verbs for each frame
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
 from typing import Any
@@ -22,27 +21,31 @@ from typing import Any
 FRAMEWORKS = ("torch",)
 """Frameworks with an edge module in this release; NumPy is part of the core."""
 
-_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("jaxlib", "ArrayImpl")}
+_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray")}
 
 
-@functools.lru_cache(maxsize=4096)
+_array_homes: dict[type, str | None] = {}
+_homes: dict[type, str | None] = {}
+
+
 def array_framework(kind: type) -> str | None:
-    """"torch", "numpy" or "jax" when objects of this type are arrays of it, else None."""
-    for base in kind.__mro__:
-        root = base.__module__.partition(".")[0]
-        if (root, base.__name__) in _ARRAY_TYPES:
-            return {"jaxlib": "jax"}.get(root, root)
-    return None
+    """The framework ("torch", "numpy", …) that objects of this type are arrays of, else None."""
+    if kind not in _array_homes:
+        found = (
+            base.__module__.partition(".")[0]
+            for base in kind.__mro__
+            if (base.__module__.partition(".")[0], base.__name__) in _ARRAY_TYPES
+        )
+        _array_homes[kind] = next(found, None)
+    return _array_homes[kind]
 
 
-@functools.lru_cache(maxsize=4096)
 def home_framework(kind: type) -> str | None:
     """The framework among `FRAMEWORKS` that a type or one of its bases comes from."""
-    for base in kind.__mro__:
-        root = base.__module__.partition(".")[0]
-        if root in FRAMEWORKS:
-            return root
-    return None
+    if kind not in _homes:
+        roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+        _homes[kind] = next((root for root in roots if root in FRAMEWORKS), None)
+    return _homes[kind]
 
 
 def edge(framework: str) -> Any:

@@ -60,14 +60,8 @@ def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return array.reshape(-1).view(np.uint8)
 
 
-def allocate(dtype: str, shape: tuple[int, ...], *, carry: bool = False) -> Allocation:
-    """A new NumPy array. What NumPy lacks comes as unsigned integers of that width.
-
-    Args:
-        dtype: a dtype name of the format.
-        shape: the array's shape.
-        carry: unused here; the same verb of another edge needs it.
-    """
+def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
+    """A new NumPy array. What NumPy lacks comes as unsigned integers of that width."""
     array = np.empty(shape, numpy_dtype(dtype))
     return Allocation(_bytes(array), lambda: array)
 
@@ -91,7 +85,9 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
         if found.hasobject:
             raise FormatError(f"{dtype!r} holds Python objects, which no checkpoint does.", found=dtype)
         return found
-    return np.dtype(f"u{dtypes.item_size(dtype)}") if dtypes.item_size(dtype) in (1, 2, 4, 8) else np.dtype("V4")
+    return (
+        np.dtype(f"u{dtypes.item_size(dtype)}") if dtypes.item_size(dtype) in (1, 2, 4, 8) else np.dtype("V4")
+    )
 
 
 # -- small values and streams ----------------------------------------------------------------
@@ -115,7 +111,9 @@ def revive(tag: str, value: Any) -> Any:
     if tag == "numpy.scalar":
         dtype = np.dtype(value[0])
         if dtype.hasobject:
-            raise FormatError("A NumPy scalar of Python objects cannot come from a checkpoint.", found=value[0])
+            raise FormatError(
+                "A NumPy scalar of Python objects cannot come from a checkpoint.", found=value[0]
+            )
         return np.frombuffer(bytes.fromhex(value[1]), dtype)[0]
     if tag == "numpy.dtype":
         return np.dtype(value)
@@ -141,7 +139,9 @@ def generator_state(generator: Any) -> dict[str, Any]:
 def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
     found, own = state["bit_generator"], type(generator.bit_generator).__name__
     if found != own:
-        raise UsageError(f"The saved generator is a {found}, this one a {own}; build it as before.", found=own)
+        raise UsageError(
+            f"The saved generator is a {found}, this one a {own}; build it as before.", found=own
+        )
     generator.bit_generator.state = _arrays(state)
 
 
@@ -172,13 +172,13 @@ def set_python_state(state: dict[str, Any], generator: random.Random | Any = ran
     generator.setstate((state["version"], tuple(int(word) for word in words), state["gauss"]))
 
 
-def global_state() -> dict[str, Any]:
-    """The state of NumPy's global random stream."""
-    return _plain(np.random.get_state(legacy=False))  # type: ignore[no-any-return]
+def global_state(stream: Any = np.random) -> dict[str, Any]:
+    """The state of NumPy's global random stream, or of one `numpy.random.RandomState`."""
+    return _plain(stream.get_state(legacy=False))  # type: ignore[no-any-return]
 
 
-def set_global_state(state: dict[str, Any]) -> None:
-    np.random.set_state(_arrays(state))
+def set_global_state(state: dict[str, Any], stream: Any = np.random) -> None:
+    stream.set_state(_arrays(state))
 
 
 def environment() -> dict[str, Any]:

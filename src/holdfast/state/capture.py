@@ -34,6 +34,7 @@ def capture(name: str, thing: Any, peers: Mapping[str, Any]) -> PartState:
         name: the part's name, for errors.
         thing: a tracked thing, or a plain value (kind "mapping" or "value").
         peers: all things of this checkpoint, so that an optimizer knows its parameters' names.
+
     """
     kind = kind_of(thing)
     if kind is not None and kind.partition(".")[0] in adapters.FRAMEWORKS:
@@ -78,6 +79,7 @@ def plan_restore(
     Args:
         thing: what `kind_of` knows, an array, or a mapping of names to arrays.
         keep: option names of an optimizer that keep their live values.
+
     """
     kind = kind_of(thing)
     if kind is not None and kind.partition(".")[0] in adapters.FRAMEWORKS:

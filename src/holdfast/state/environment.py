@@ -12,7 +12,13 @@ from typing import Any
 
 from holdfast.state import adapters
 
-_SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST")
+_SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_RESTART_COUNT",
+    "SLURM_JOB_NODELIST",
+)
 
 # What decides whether two launches can be equal to the bit.
 COMPARED = ("python", "numpy", "torch", "cuda", "gpu", "threads", "machine")

@@ -25,6 +25,7 @@ class PartState:
             when it is one flat mapping of strings to arrays.
         arrays: name → `payload.array.Array`, in the part's own order.
         watch: True when training is expected to change some of its arrays.
+
     """
 
     kind: str
@@ -86,18 +87,9 @@ class SavedPart:
             ) from None
 
     def nbytes(self) -> int:
-        return sum(chunk.bytes[1] - chunk.bytes[0] for entry in self.entries.values() for chunk in entry.chunks)
-
-
-@dataclasses.dataclass(slots=True)
-class Request:
-    """Bytes [start, stop) of a payload file, to be read into `into` (1-D, uint8, writable)."""
-
-    file: str
-    start: int
-    stop: int
-    into: Any
-    array: str
+        return sum(
+            chunk.bytes[1] - chunk.bytes[0] for entry in self.entries.values() for chunk in entry.chunks
+        )
 
 
 class Plan:
@@ -109,7 +101,7 @@ class Plan:
     """
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[Any] = []
         self.missing: list[str] = []
         self.unexpected: list[str] = []
         self.different: list[str] = []
@@ -158,6 +150,8 @@ class Plan:
         first = self._first.get(key)
         if first is None:
             self._first[key] = into
+            from holdfast.payload.reader import Request
+
             self.requests.append(Request(chunk.file, start, stop, into, label))
         elif first is not into:
 
@@ -205,7 +199,8 @@ class Plan:
     def value(self, part: SavedPart, arrays: str | None = None) -> Callable[[], Any]:
         """A part's whole value with new arrays; `arrays` replaces the saver's framework."""
         finishes = {
-            name: self.allocate(part, _available(arrays or framework), name) for framework, name in part.leaves()
+            name: self.allocate(part, _available(arrays or framework), name)
+            for framework, name in part.leaves()
         }
         return lambda: part.value(lambda _, name: finishes[name]())
 

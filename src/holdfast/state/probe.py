@@ -30,6 +30,7 @@ class Probe:
     Args:
         module: the tracked model (or any callable).
         *inputs: what it is called with: a small batch.
+
     """
 
     def __init__(self, module: Any, *inputs: Any) -> None:
@@ -60,11 +61,13 @@ class Probe:
 
         Raises:
             ProbeError: on the same device and versions the answer is another.
+
         """
         import numpy as np
 
         record = self.run()
         here, there = _arrays_of(record.output), _arrays_of(saved)
+        kinds = [str(leaf.dtype).rpartition(".")[2] for leaf in _leaves(record.output)]
         exact = same_environment and facts.get("platform") == record.facts["platform"]
         if len(here) != len(there) or any(a.shape != b.shape for a, b in zip(here, there, strict=True)):
             raise ProbeError(
@@ -76,14 +79,12 @@ class Probe:
         if all(a.tobytes() == b.tobytes() for a, b in zip(here, there, strict=True)):
             return None
         worst, allowed = 0.0, 0.0
-        for a, b in zip(here, there, strict=True):
+        for a, b, kind in zip(here, there, kinds, strict=True):
             scale = float(np.max(np.abs(b), initial=0.0)) or 1.0
             error = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64)), initial=0.0)) / scale
             worst = max(worst, error if error == error else float("inf"))  # noqa: PLR0124 (NaN)
-            allowed = max(allowed, _TOLERANCE.get(str(a.dtype), 0.0))
-        text = (
-            f"The restored model does not answer its probe as the saved one did: relative difference {worst:.3g}"
-        )
+            allowed = max(allowed, _TOLERANCE.get(kind, 0.0))
+        text = f"The restored model does not answer its probe as the saved one did: relative difference {worst:.3g}"
         if exact:
             raise ProbeError(
                 f"{text}, on the same device and versions, where it must be 0. Next: is the probe's input the same as "
@@ -134,7 +135,9 @@ def _copied(output: Any) -> list[Any]:
     # A model may answer with a buffer of its own: the record must not change with it.
     leaves = _leaves(output)
     if not leaves:
-        raise UsageError(f"The probe's model answered with a {type(output).__name__}; it must answer with arrays.")
+        raise UsageError(
+            f"The probe's model answered with a {type(output).__name__}; it must answer with arrays."
+        )
     return [leaf.detach().clone() if hasattr(leaf, "detach") else leaf.copy() for leaf in leaves]
 
 

@@ -146,7 +146,7 @@ class _IterableSource:
         return [said]
 
     def close(self) -> None:
-        """Nothing was started here."""
+        """Does nothing, since nothing was started here."""
 
 
 class _SequenceSource(_IterableSource):
@@ -246,13 +246,13 @@ def compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -
             return errors, []
     notes: list[str] = []
     was, now = saved.get("batch_size"), current.get("batch_size")
-    if was is not None and now is not None and was != now:
+    if None not in (was, now) and was != now:
         notes.append(
             f"The batch size was {was} and is {now} now: the same samples are passed over, and the rest of "
             f"the epoch comes in batches of {now}."
         )
     was, now = saved.get("drop_last"), current.get("drop_last")
-    if was is not None and now is not None and was != now:
+    if None not in (was, now) and was != now:
         notes.append(f"drop_last was {was} and is {now} now: the end of the interrupted epoch differs.")
     return errors, notes
 
@@ -265,18 +265,8 @@ def _shown(value: Any) -> str:
 
 _GENERATORS = {("torch", "Generator"), ("numpy", "Generator"), ("numpy", "RandomState")}
 _ARRAYS = {"numpy", "torch", "jax", "jaxlib"}
-_PARTS = (
-    "sampler",
-    "batch_sampler",
-    "base_sampler",
-    "data_source",
-    "dataset",
-    "datasets",
-    "transform",
-    "transforms",
-    "target_transform",
-    "collate_fn",
-)
+_PARTS = ["sampler", "batch_sampler", "base_sampler", "data_source", "dataset", "datasets"]
+_PARTS += ["transform", "transforms", "target_transform", "collate_fn"]
 
 
 def find_generators(root: Any) -> dict[str, Any]:

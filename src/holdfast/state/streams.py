@@ -35,14 +35,14 @@ def restore(value: Mapping[str, Any]) -> None:
             edge.set_streams(value[name])
 
 
-def seed(number: int) -> None:
+def seed(number: Any) -> None:
     """Seeds every stream of this process with one number."""
     if not isinstance(number, int) or not 0 <= number < 2**32:
         raise UsageError(f"seed={number!r}: a seed is a whole number from 0 to 2**32 - 1.", found=number)
     random.seed(number)
     import numpy as np
 
-    np.random.seed(number)  # noqa: NPY002 (the global stream is what scripts use)
+    np.random.seed(number)
     for _, edge in adapters.loaded_edges():
         edge.seed(number)
 
@@ -58,6 +58,8 @@ def capture_generators(generators: Mapping[str, Any]) -> dict[str, Any]:
             found[path] = {"kind": framework, "state": adapters.edge(framework).generator_state(generator)}
         elif isinstance(generator, random.Random):
             found[path] = {"kind": "python", "state": arrays.python_state(generator)}
+        elif hasattr(generator, "get_state"):
+            found[path] = {"kind": "numpy.RandomState", "state": arrays.global_state(generator)}
         else:
             found[path] = {"kind": "numpy", "state": arrays.generator_state(generator)}
     return found
@@ -73,6 +75,8 @@ def restore_generators(generators: Mapping[str, Any], states: Mapping[str, Any])
             continue
         if saved["kind"] == "python":
             arrays.set_python_state(saved["state"], generator)
+        elif saved["kind"] == "numpy.RandomState":
+            arrays.set_global_state(saved["state"], generator)
         elif saved["kind"] == "numpy":
             arrays.set_generator_state(generator, saved["state"])
         else:

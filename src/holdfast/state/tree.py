@@ -49,6 +49,7 @@ def encode(value: Any, where: str = "", arrays: dict[str, Any] | None = None) ->
         value: what to encode.
         where: the path to name in errors, like ``run.state``.
         arrays: takes the arrays as they are, not copied. None refuses arrays.
+
     """
     return _Encoder(where, arrays).encode(value, "", 0)
 
@@ -82,7 +83,9 @@ class _Encoder:
 
     def _mapping(self, value: dict[Any, Any], path: str, depth: int) -> Json:
         if all(type(key) is str for key in value) and "$" not in value:
-            return {key: self.encode(item, f"{path}/{_escape(key)}", depth + 1) for key, item in value.items()}
+            return {
+                key: self.encode(item, f"{path}/{_escape(key)}", depth + 1) for key, item in value.items()
+            }
         return {"$": "dict", "v": self._pairs(value.items(), path, depth)}
 
     def _pairs(self, items: Iterable[tuple[Any, Any]], path: str, depth: int) -> Json:
@@ -126,7 +129,9 @@ class _Encoder:
             if factory is None or _FACTORIES.get(getattr(factory, "__name__", "")) is factory:
                 name = None if factory is None else factory.__name__
                 return {"$": "defaultdict", "factory": name, "v": self._pairs(value.items(), path, depth)}
-            raise self._refusal(value, path, "use a plain dict, or one of list, dict, set, int, float, str as factory")
+            raise self._refusal(
+                value, path, "use a plain dict, or one of list, dict, set, int, float, str as factory"
+            )
         if kind is collections.deque:
             return {"$": "deque", "maxlen": value.maxlen, "v": self.encode(list(value), path, depth + 1)}
         if kind is set or kind is frozenset:
@@ -205,7 +210,9 @@ def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
     except FormatError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
-        raise FormatError(f"{where}: a value tagged {tag!r} is not what that tag holds: {error}.", found=tag) from error
+        raise FormatError(
+            f"{where}: a value tagged {tag!r} is not what that tag holds: {error}.", found=tag
+        ) from error
 
 
 def leaves(skeleton: Json) -> list[tuple[str, str]]:
@@ -259,9 +266,9 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
         return value
     if tag == "namedtuple":
         kind = _loaded_class(skeleton["class"])
-        if isinstance(kind, type) and issubclass(kind, tuple):
-            if list(getattr(kind, "_fields", ())) == skeleton["fields"]:
-                return tuple.__new__(kind, value)
+        known = isinstance(kind, type) and issubclass(kind, tuple)
+        if known and list(getattr(kind, "_fields", ())) == skeleton["fields"]:
+            return tuple.__new__(kind, value)
         return tuple(value)
     if tag == "deque":
         return collections.deque(value, skeleton["maxlen"])

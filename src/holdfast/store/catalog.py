@@ -68,7 +68,9 @@ class Entry:
             epoch=self.name.epoch,
             step=self.name.step,
             batch=manifest.progress.batch if manifest else 0,
-            metrics={k: v for k, v in manifest.metrics.items() if isinstance(v, (int, float))} if manifest else {},
+            metrics={k: v for k, v in manifest.metrics.items() if isinstance(v, (int, float))}
+            if manifest
+            else {},
             nan=bool(manifest and manifest.nan),
             pinned=self.pinned,
             abandoned=self.abandoned,
@@ -187,7 +189,9 @@ def _nothing_at(reference: Reference, place: str) -> CheckpointError:
     if os.path.exists(place):
         return FormatError(f"{place} is a file; a run and a checkpoint are directories.", path=place)
     parent = os.path.dirname(place)
-    siblings = [n for n in _list(parent) if is_run(os.path.join(parent, n)) or is_checkpoint(os.path.join(parent, n))]
+    siblings = [
+        n for n in _list(parent) if is_run(os.path.join(parent, n)) or is_checkpoint(os.path.join(parent, n))
+    ]
     near = nearest(os.path.basename(place), siblings)
     listing = f" In {parent} there are: {', '.join(sorted(siblings)[:10])}." if siblings else ""
     selector = f" (selectors are {names.SELECTORS})" if "@" in reference.place else ""
@@ -254,7 +258,9 @@ def run_keep(run: str) -> Keep | None:
 def _no_such(run: str, entries: Sequence[Entry], reference: Reference) -> NotFoundError:
     if not entries:
         return NotFoundError(f"The run {run} has no checkpoint yet.", path=run, candidates=[])
-    lines = [f"The run {run} has no checkpoint for {str(reference)[len(reference.place) :] or 'resuming'}. It has:"]
+    lines = [
+        f"The run {run} has no checkpoint for {str(reference)[len(reference.place) :] or 'resuming'}. It has:"
+    ]
     for entry in entries[-10:]:
         state = "damaged or foreign" if entry.problem else "abandoned" if entry.abandoned else ""
         lines.append(f"  {entry.name}{f'  ({state})' if state else ''}")

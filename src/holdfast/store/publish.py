@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,7 +62,9 @@ class Draft:
         self._parts = parts
         self._extra = dict(extra or {})
         formats = {part: "pt" for part, (kind, _, _) in parts.items() if kind.startswith("torch.")}
-        self._layout = layout.plan({part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats)
+        self._layout = layout.plan(
+            {part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats
+        )
         files.check_space(parent, self._layout.total_bytes + _OVERHEAD)
         try:
             files.make_new_directory(self.directory)
@@ -120,11 +123,11 @@ class Draft:
         return manifest
 
     def _table(self, written: Mapping[str, Any]) -> Arrays:
-        from holdfast.payload import staging
+        from holdfast.format.safetensors import BLOCK
 
         table = self._layout.table
         return Arrays(
-            block_size=staging.BLOCK,
+            block_size=BLOCK,
             files={
                 name: PayloadRecord(file.size, tuple(block.hex() for block in file.blocks))
                 for name, file in written.items()
@@ -157,10 +160,12 @@ def _overlaps(parts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         for name, array in arrays.items():
             identity = array.identity
             if identity is not None and isinstance(identity, tuple) and len(identity) >= 3:
-                spans.append((str(identity[0]), identity[1], identity[1] + identity[2], f"{part}/{name}", identity))
+                spans.append(
+                    (str(identity[0]), identity[1], identity[1] + identity[2], f"{part}/{name}", identity)
+                )
     spans.sort(key=lambda span: span[:3])
     found = []
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in itertools.pairwise(spans):
         if one[0] == other[0] and other[1] < one[2] and one[4] != other[4]:
             found.append([one[3], other[3]])
     return found

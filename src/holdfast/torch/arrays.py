@@ -30,6 +30,7 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
     Raises:
         UsageError: for tensors without data of their own (meta, sparse, quantized, distributed),
             with the path and the remedy.
+
     """
     dtype = _check(tensor, where)
     tensor = tensor.detach()

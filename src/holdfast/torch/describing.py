@@ -50,7 +50,7 @@ def _class(thing: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """torch's version, threads and devices: what decides whether results can be equal to the bit."""
+    """Torch's version, threads and devices: what decides whether results can be equal to the bit."""
     found: dict[str, Any] = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda

@@ -43,7 +43,13 @@ def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> Part
 
 
 def plan_restore(
-    thing: Any, kind: str, part: SavedPart, plan: Plan, peers: Mapping[str, Any], *, keep: tuple[str, ...] = ()
+    thing: Any,
+    kind: str,
+    part: SavedPart,
+    plan: Plan,
+    peers: Mapping[str, Any],
+    *,
+    keep: tuple[str, ...] = (),
 ) -> None:
     """Plans the restore of a saved part into a live thing; see the modules for what fits."""
     if kind == "torch.Trainable":
@@ -136,7 +142,8 @@ def set_generator_state(generator: torch.Generator, state: str) -> None:
 
 
 def _hex(state: torch.Tensor) -> str:
-    return state.cpu().numpy().tobytes().hex()
+    text: str = state.cpu().numpy().tobytes().hex()
+    return text
 
 
 def _unhex(text: str) -> torch.Tensor:
@@ -148,9 +155,7 @@ def _unhex(text: str) -> torch.Tensor:
 
 def pending_gradients(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The gradients that tracked parameters hold, by part and parameter name."""
-    return {
-        name: parameter.grad for name, parameter in _owned(things) if parameter.grad is not None
-    }
+    return {name: parameter.grad for name, parameter in _owned(things) if parameter.grad is not None}
 
 
 def set_gradients(things: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:
@@ -220,7 +225,9 @@ def environment() -> dict[str, Any]:
 @contextlib.contextmanager
 def probing(module: Any) -> Iterator[None]:
     """Evaluation mode without gradients; mode and random streams are as before afterwards."""
-    modes = [(child, child.training) for child in module.modules()] if isinstance(module, torch.nn.Module) else []
+    modes = (
+        [(child, child.training) for child in module.modules()] if isinstance(module, torch.nn.Module) else []
+    )
     before = streams()
     try:
         for child, _ in modes:

@@ -113,9 +113,7 @@ def match(
         entry = part.entry(name)
         shape, dtype = tuple(tensor.shape), arrays.NAMES.get(tensor.dtype, str(tensor.dtype))
         if shape != tuple(entry.shape) or dtype != entry.dtype:
-            plan.differ(
-                part.name, name, f"{entry.dtype} {list(entry.shape)}", f"{dtype} {list(shape)}"
-            )
+            plan.differ(part.name, name, f"{entry.dtype} {list(entry.shape)}", f"{dtype} {list(shape)}")
             continue
         if tensor.device.type == "meta":
             raise UsageError(

@@ -16,7 +16,16 @@ from holdfast.state.tree import encode
 from holdfast.torch import arrays, modules
 
 # State of one parameter that has the parameter's own shape, in torch's optimizers.
-_SHAPED = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "acc_delta", "sum", "prev"}
+_SHAPED = {
+    "exp_avg",
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "momentum_buffer",
+    "square_avg",
+    "acc_delta",
+    "sum",
+    "prev",
+}
 
 
 def native(optimizer: Optimizer) -> bool:
@@ -281,9 +290,7 @@ def declared(thing: Any) -> dict[str, Any] | None:
         return {
             name: plain
             for name, value in state.items()
-            if not name.startswith("_")
-            and name not in _PROGRESS
-            and (plain := _plain(value)) is not _UNKNOWN
+            if not name.startswith("_") and name not in _PROGRESS and (plain := _plain(value)) is not _UNKNOWN
         }
     return None
 

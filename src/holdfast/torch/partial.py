@@ -21,7 +21,8 @@ class Trainable:
     def __init__(self, module: torch.nn.Module) -> None:
         if not isinstance(module, torch.nn.Module):
             raise UsageError(
-                f"trainable() takes a torch module, not a {type(module).__name__}.", found=type(module).__name__
+                f"trainable() takes a torch module, not a {type(module).__name__}.",
+                found=type(module).__name__,
             )
         self.module = module
         self._digest: tuple[Any, str] | None = None
@@ -46,7 +47,7 @@ class Trainable:
         for name in sorted(names):
             array = arrays.describe(found[name], name)
             whole.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-            whole.update(array.open())
+            whole.update(array.open().data)
         self._digest = (key, whole.hexdigest())
         return self._digest[1]
 
