@@ -111,7 +111,8 @@ def test_budget_is_met_or_only_the_protected_are_left(keep, records):
     clean = [record for record in stays if record.clean]
     protected = [*clean[-1:], *rank(keep, stays)[: keep.best]]
     if not clean:
-        protected += [record for record in stays if record.nan][-1:]
+        marked = [record for record in stays if record.nan and record.whole and not record.abandoned]
+        protected += marked[-1:]
     for record in stays:
         assert record in protected or record.pinned or record.abandoned or not record.whole
 

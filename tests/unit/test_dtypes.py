@@ -21,7 +21,8 @@ def test_plain_numpy_dtypes_are_derived(code):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["F31", "", "f4", "numpy:", "numpy:|O8", "numpy:<f4[3]", "numpy:[('a','<f4')]", "numpy:<f99999999999"]
+    "dtype",
+    ["F31", "", "f4", "numpy:", "numpy:|O8", "numpy:<f4[3]", "numpy:[('a','<f4')]", "numpy:<f99999999999"],
 )
 def test_unknown_dtypes_are_refused(dtype):
     """What is no plain dtype is a FormatError that quotes it, for each question asked."""
@@ -39,7 +40,8 @@ def test_foreign_dtypes_are_stored_as_bytes():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [("F16", "<f2"), ("F32", "<f4"), ("F64", "<f8"), ("numpy:>f4", ">f4"), ("numpy:>f2", ">f2")]
+    ("dtype", "name"),
+    [("F16", "<f2"), ("F32", "<f4"), ("F64", "<f8"), ("numpy:>f4", ">f4"), ("numpy:>f2", ">f2")],
 )
 def test_bit_patterns_agree_with_numpy(dtype, name):
     """The patterns that count as not finite are exactly those for which NumPy says so."""
@@ -47,7 +49,17 @@ def test_bit_patterns_agree_with_numpy(dtype, name):
     rng = np.random.default_rng(3)
     bits = rng.integers(0, 256, (4000, kind.width), np.uint8)
     edges = np.array(
-        [np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0, np.finfo(name).max, np.finfo(name).min, np.finfo(name).tiny],
+        [
+            np.inf,
+            -np.inf,
+            np.nan,
+            -np.nan,
+            0.0,
+            -0.0,
+            np.finfo(name).max,
+            np.finfo(name).min,
+            np.finfo(name).tiny,
+        ],
         name,
     )
     values = np.concatenate([bits.view(name)[:, 0], edges]).astype(name)
@@ -77,7 +89,9 @@ def test_bit_patterns_agree_with_torch(dtype, torch_name):
     kind = dtypes.nonfinite(dtype)
     codes = np.arange(1 << (8 * kind.width), dtype=f"<u{kind.width}")
     values = torch.from_numpy(codes.view(f"<i{kind.width}")).view(getattr(torch, torch_name)).float()
-    ours = [finite(codes[i : i + 1].view(np.uint8), kind) for i in range(0, len(codes), 1 + len(codes) // 5000)]
+    ours = [
+        finite(codes[i : i + 1].view(np.uint8), kind) for i in range(0, len(codes), 1 + len(codes) // 5000)
+    ]
     assert ours == torch.isfinite(values)[:: 1 + len(codes) // 5000].tolist()
 
 

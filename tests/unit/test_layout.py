@@ -15,15 +15,17 @@ def host(dtype, shape, identity=None, check=False):
 
 def test_packed_by_element_size_then_name():
     """Arrays lie by descending element size, then name, without a hole, from a page on."""
-    layout = plan({
-        "m": {
-            "b": host("U8", (3,)),
-            "z": host("F64", (2,)),
-            "a": host("F64", (1,)),
-            "c": host("C128", (1,)),
-            "t": host("numpy:<U7", (1,)),
+    layout = plan(
+        {
+            "m": {
+                "b": host("U8", (3,)),
+                "z": host("F64", (2,)),
+                "a": host("F64", (1,)),
+                "c": host("C128", (1,)),
+                "t": host("numpy:<U7", (1,)),
+            }
         }
-    })
+    )
     [file] = layout.files
     assert [segment.name for segment in file.segments] == ["c", "a", "z", "t", "b"]
     assert file.segments[0].start == len(file.header)
@@ -51,10 +53,16 @@ def test_every_number_is_aligned():
 def test_equal_identity_is_stored_once():
     """Equal identities, in one part or two, are stored once under the first name."""
     tied = ("cpu", 7)
-    layout = plan({
-        "model": {"z": host("F32", (2,), tied), "a": host("F32", (2,), tied, check=True), "b": host("F32", (2,))},
-        "ema": {"w": host("F32", (2,), tied, check=True)},
-    })
+    layout = plan(
+        {
+            "model": {
+                "z": host("F32", (2,), tied),
+                "a": host("F32", (2,), tied, check=True),
+                "b": host("F32", (2,)),
+            },
+            "ema": {"w": host("F32", (2,), tied, check=True)},
+        }
+    )
     assert [file.name for file in layout.files] == ["model.safetensors"]
     assert [segment.name for segment in layout.files[0].segments] == ["b", "z"]
     first = layout.table["model"]["z"]
@@ -71,7 +79,9 @@ def test_a_large_header_splits_the_part():
     names = [file.name for file in layout.files]
     count = len(names) - 1
     assert count > 1
-    assert names == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] + ["tiny.safetensors"]
+    assert names == [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] + [
+        "tiny.safetensors"
+    ]
     assert all(len(file.header) <= 16384 for file in layout.files)
     stored = {}
     for file in layout.files[:-1]:

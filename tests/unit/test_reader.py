@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ class Saved:
 
     def __init__(self, directory, parts):
         self.directory, self.parts = str(directory), parts
-        layout = plan({
-            part: {n: HostArray("F32", a.shape, a.reshape(-1).view(np.uint8)) for n, a in arrays.items()}
-            for part, arrays in parts.items()
-        })
+        layout = plan(
+            {
+                part: {n: HostArray("F32", a.shape, a.reshape(-1).view(np.uint8)) for n, a in arrays.items()}
+                for part, arrays in parts.items()
+            }
+        )
         self.table = layout.table
         job = Save(layout, self.directory, block_size=BLOCK)
         job.start()
@@ -126,6 +129,14 @@ def test_two_destinations_may_want_the_same_bytes(saved):
     saved.check(copies)
 
 
+@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("part", ["model", "tiny"])
+def test_what_lies_between_is_checked_too(saved, part, step):
+    """Reading every second, third or fifth array checks the bytes between them as well."""
+    saved.check(saved.read(*[f"{part}/{name}" for name in list(saved.parts[part])[::step]]))
+    saved.check(saved.read(f"{part}/{next(iter(saved.parts[part]))}"))
+
+
 def test_part_of_an_array(saved):
     """A request may begin and end anywhere."""
     place = saved.table["model"]["w009"]
@@ -201,8 +212,13 @@ def test_a_long_header_is_checked_whole(tmp_path):
 
 def test_damage_caught_in_scratch_leaves_the_target_alone(saved):
     """When no destination was written to before the damage was found, the error says so."""
-    flip(saved.path("tiny"), 5000)
-    requests, into = saved.requests(*[f"tiny/t{i:03}" for i in range(300)])
+    rows = saved.table["tiny"]
+    block = rows["t000"].start // BLOCK
+    flip(saved.path("tiny"), rows["t000"].start)
+    requests, into = saved.requests(
+        *[f"tiny/{name}" for name, row in rows.items() if row.stop <= (block + 1) * BLOCK]
+    )
+    assert len(requests) > 64
     with pytest.raises(DamagedError) as caught:
         read(saved.directory, saved.files, requests, block_size=BLOCK)
     assert not caught.value.target_changed
@@ -233,7 +249,7 @@ def test_structural_damage_is_found_before_any_byte_is_written(saved, kind):
     if kind in {"short", "long"}:
         assert f"{error.expected:,}" in str(error)
         assert f"{error.found:,}" in str(error)
-    assert [found.file for found in verify(saved.directory, saved.files, block_size=BLOCK)][0] == error.file
+    assert next(found.file for found in verify(saved.directory, saved.files, block_size=BLOCK)) == error.file
 
 
 def test_a_file_that_is_not_wanted_is_not_looked_at(saved):
@@ -324,9 +340,9 @@ def test_swapped_files_are_found(saved):
     """Two files of equal size that changed places are found."""
     other = saved.files["model.safetensors"]
     copy = os.path.join(saved.directory, "other.safetensors")
-    data = bytearray(open(saved.path("model"), "rb").read())
+    data = bytearray(Path(saved.path("model")).read_bytes())
     data[-1] ^= 255
-    open(copy, "wb").write(data)
+    Path(copy).write_bytes(data)
     os.replace(copy, saved.path("model"))
     assert os.path.getsize(saved.path("model")) == other.size
     with pytest.raises(DamagedError):
@@ -388,7 +404,7 @@ def test_blocks_larger_than_the_pools_buffers(tmp_path, monkeypatch):
     import xxhash
 
     saved = Saved(tmp_path, {"m": {f"x{i}": np.full(2, i, "f4") for i in range(200)}})
-    data = open(saved.path("m"), "rb").read()
+    data = Path(saved.path("m")).read_bytes()
     record = FileRecord("m.safetensors", len(data), [xxhash.xxh3_128_digest(data)])
     monkeypatch.setattr(staging, "BLOCK", 4096)
     monkeypatch.setattr(staging, "pool", staging.Pool())

@@ -14,7 +14,11 @@ def framed(content, size=None):
 
 
 def array(start, stop, dtype="U8", shape=None):
-    return {"dtype": dtype, "shape": [stop - start] if shape is None else shape, "data_offsets": [start, stop]}
+    return {
+        "dtype": dtype,
+        "shape": [stop - start] if shape is None else shape,
+        "data_offsets": [start, stop],
+    }
 
 
 def refused(data, size, *words):
@@ -40,11 +44,13 @@ def test_header_ends_on_a_page():
 
 def test_the_library_reads_our_header():
     """The ordinary library opens a file made of our header and packed data."""
-    data = format_.build_header([("a/b\"\\\n", "F32", (3,), 0, 12), ("é", "U8", (0, 2), 12, 12)], {"format": "pt"})
+    data = format_.build_header(
+        [('a/b"\\\n', "F32", (3,), 0, 12), ("é", "U8", (0, 2), 12, 12)], {"format": "pt"}
+    )
     found = safetensors.numpy.load(data + np.arange(3, dtype="f4").tobytes())
-    assert set(found) == {"a/b\"\\\n", "é"}
+    assert set(found) == {'a/b"\\\n', "é"}
     assert found["é"].shape == (0, 2)
-    assert found["a/b\"\\\n"].tolist() == [0, 1, 2]
+    assert found['a/b"\\\n'].tolist() == [0, 1, 2]
 
 
 def test_we_read_the_librarys_header():

@@ -165,7 +165,10 @@ def test_copied_means_that_arrays_may_change(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "system", Slow())
         job = Save(
-            plan({"m": {n: host(a) for n, a in state.items()}}), str(tmp_path), staging=1 << 20, block_size=BLOCK
+            plan({"m": {n: host(a) for n, a in state.items()}}),
+            str(tmp_path),
+            staging=1 << 20,
+            block_size=BLOCK,
         )
         job.start()
         job.wait_copied()
@@ -286,7 +289,7 @@ def test_a_file_that_cannot_be_created(tmp_path, monkeypatch, at):
     monkeypatch.setattr(files, "system", Broken("open", at, errno.EACCES))
     parts = {f"p{i}": {name: host(array) for name, array in arrays(1).items()} for i in range(3)}
     job = Save(plan(parts), str(tmp_path), block_size=BLOCK)
-    with pytest.raises(StorageError, match="p[02]"):
+    with pytest.raises(StorageError, match=r"p[02]"):
         job.start()
     with pytest.raises(StorageError):
         job.wait()
@@ -344,7 +347,9 @@ def test_twenty_thousand_small_arrays_are_gathered(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "system", Counting())
     data = np.random.default_rng(1).standard_normal((20_000, 256)).astype("f4")
     data[777, 3] = np.nan
-    written = save({"m": {f"x{i}": host(data[i], check=True) for i in range(20_000)}}, tmp_path, block_size=16 << 20)
+    written = save(
+        {"m": {f"x{i}": host(data[i], check=True) for i in range(20_000)}}, tmp_path, block_size=16 << 20
+    )
     assert len(sizes) == 2
     assert written.nonfinite == [("m", "x777")]
     found = safetensors.numpy.load_file(tmp_path / "m.safetensors")

@@ -18,6 +18,7 @@ VERSION = (1, 0)
 CHECKPOINT_LIMIT = 64 * 1024
 CONFIG_LIMIT = 32 * 1024
 HISTORY_ROWS = 100
+MAX_MARKS = 100
 # What a reader takes: larger is refused before it is read into memory.
 READ_LIMIT_CHECKPOINT = 16 << 20
 READ_LIMIT_ARRAYS = 4 << 30
@@ -130,15 +131,27 @@ class Arrays(msgspec.Struct, kw_only=True):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The bytes of `checkpoint.json`, at most 64 KiB: the oldest rows of the history give way."""
+    """The bytes of `checkpoint.json`, at most 64 KiB: what only people read gives way.
+
+    First the oldest rows of the history, then the layers of the outlines.
+    """
     content = msgspec.to_builtins(manifest, str_keys=True)
+    marks = content["nan"]
+    if len(marks) > MAX_MARKS:
+        content["nan"] = [*marks[:MAX_MARKS], f"… and {len(marks) - MAX_MARKS} more"]
     rows: list[Any] = content["history"][-HISTORY_ROWS:]
     while True:
         content["history"] = rows
         data = sealed.encode(content)
-        if len(data) <= CHECKPOINT_LIMIT or not rows:
+        if len(data) <= CHECKPOINT_LIMIT:
             return data
+        if not rows:
+            break
         rows = rows[max(1, len(rows) // 8) :]
+    for part in content["parts"].values():
+        outline = part.get("outline", {})
+        outline["more_layers"] = outline.get("more_layers", 0) + len(outline.pop("layers", []))
+    return sealed.encode(content)
 
 
 def decode_manifest(data: bytes, path: str) -> Manifest:

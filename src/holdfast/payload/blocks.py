@@ -100,7 +100,7 @@ class Checker:
         [buffer] = staging.pool.take(1)
         try:
             if not job.pieces:
-                self._digest(job, start, size, self._discarded(size, buffer.bytes))
+                self._digest(job, start, size, _discarded(0, size, buffer.bytes))
             elif len(job.pieces) > _SCATTERED or _overlap(job.pieces):
                 whole = buffer.bytes[:size] if size <= len(buffer.bytes) else np.empty(size, np.uint8)
                 self._digest(job, start, size, [whole])
@@ -109,25 +109,9 @@ class Checker:
                     piece.into[:] = whole[piece.start : piece.stop]
             else:
                 self.changed = True
-                self._digest(job, start, size, self._scattered(job.pieces, size, buffer.bytes))
+                self._digest(job, start, size, _scattered(job.pieces, size, buffer.bytes))
         finally:
             staging.pool.give([buffer])
-
-    @staticmethod
-    def _discarded(size: int, scratch: Bytes) -> Iterator[Bytes]:
-        """Places for bytes that nobody wants: the same stretch of scratch memory again and again."""
-        while size > 0:
-            yield scratch[: min(size, _STRETCH)]
-            size -= _STRETCH
-
-    def _scattered(self, pieces: list[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
-        """The destinations in the order of the block, with scratch memory for what lies between."""
-        at = 0
-        for piece in pieces:
-            yield from self._discarded(piece.start - at, scratch)
-            yield piece.into
-            at = piece.stop
-        yield from self._discarded(size - at, scratch)
 
     def _digest(self, job: Job, start: int, size: int, places: Iterator[Bytes] | list[Bytes]) -> None:
         """Reads the block into the places and compares its digest."""
@@ -189,6 +173,29 @@ class Checker:
 
 def _overlap(pieces: list[Piece]) -> bool:
     return any(second.start < first.stop for first, second in pairwise(pieces))
+
+
+def _scattered(pieces: list[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
+    """The destinations in the order of the block, with scratch memory for what lies between."""
+    at = 0
+    for piece in pieces:
+        yield from _discarded(at, piece.start, scratch)
+        yield piece.into
+        at = piece.stop
+    yield from _discarded(at, size, scratch)
+
+
+def _discarded(start: int, stop: int, scratch: Bytes) -> Iterator[Bytes]:
+    """Places for bytes that nobody wants: the same stretch of memory again and again.
+
+    Their address follows from their place in the block, so that no two of one batch, which is
+    one stretch of the block at most, share any: each is digested only after all were read.
+    """
+    while start < stop:
+        low = start % _STRETCH
+        high = min(low + stop - start, _STRETCH)
+        yield scratch[low:high]
+        start += high - low
 
 
 def _batches(places: Iterator[Bytes] | list[Bytes]) -> Iterator[list[memoryview]]:
