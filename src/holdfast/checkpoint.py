@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +31,7 @@ from holdfast.format.manifest import (
 )
 from holdfast.state import adapters, capture, environment, tree
 from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.store import book, catalog, retention
+from holdfast.store import book, catalog, retention, scratch
 from holdfast.store.publish import Draft, replace
 
 _T = TypeVar("_T")
@@ -411,10 +410,11 @@ def save(
         progress=Progress(**numbers),
         note=note,
         config=encode_config(config),
-        parts=describe_parts(states, parts),
+        parts=describe_parts(states, parts, {}),
         environment=tree.encode(environment.gather(), "environment"),
     )
-    writing = os.path.join(parent, f".{base}.writing-{uuid.uuid4().hex[:12]}")
+    scratch.sweep(parent, base)
+    writing = os.path.join(parent, scratch.name_for(base))
     files.make_new_directory(writing)
     try:
         draft = draft_of(writing, base, states, extra=extra)
@@ -438,8 +438,13 @@ def draft_of(
     return Draft(parent, name, parts, staging=staging, extra=extra)
 
 
-def describe_parts(states: Mapping[str, PartState], things: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What `checkpoint.json` and the card say of each part: kind, arrays, bytes, outline."""
+def describe_parts(
+    states: Mapping[str, PartState], things: Mapping[str, Any], outlines: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What `checkpoint.json` and the card say of each part: kind, arrays, bytes, outline.
+
+    `outlines` keeps those that were made, since a training saves the same things many times.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name, state in states.items():
         info: dict[str, Any] = {
@@ -450,9 +455,10 @@ def describe_parts(states: Mapping[str, PartState], things: Mapping[str, Any]) -
         thing = things.get(name)
         framework = adapters.home_framework(type(thing))
         if framework is not None:
-            outline = adapters.edge(framework).outline(thing)
-            if outline:
-                info["outline"] = outline
+            if name not in outlines:
+                outlines[name] = adapters.edge(framework).outline(thing) or {}
+            if outlines[name]:
+                info["outline"] = outlines[name]
         found[name] = info
     return found
 

@@ -7,6 +7,7 @@ leaving a loop by `break` or by an exception closes them at once, and is noticed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ class Loop:
         self.again: Manifest | None = None
         """The manifest of an interrupted epoch, until its batches are entered again."""
         self.first_epoch = True
+        self._pid = os.getpid()
 
     # -- entering and leaving ------------------------------------------------------------------
 
@@ -46,12 +48,11 @@ class Loop:
                 f"This run's loop has reached its goal in this process; run.{kind}() would be a second one. "
                 f'Next: phases are runs of their own: Run("…/phase2", init={{"model": "{training.options.path}@best"}}).'
             )
-        training.goal = None
+        training.goal = Goal(kind, goal)
+        training.ended = False
         manifest = resuming.resume(training)
         before = manifest.goal if manifest is not None else None
-        training.goal = Goal(kind, goal)
         complete = _complete(manifest, training.goal, before)
-        training.record_goal()
         _announce(training, manifest, complete=complete)
         if complete:
             self.finished = True
@@ -72,8 +73,8 @@ class Loop:
 
     def leave(self, *, early: bool) -> None:
         """The loop is over; `early` when it was left by break or by an exception."""
-        if self.active is None:
-            return
+        if self.active is None or os.getpid() != self._pid:
+            return  # a forked child has no training: there is nothing to leave
         training = self.training
         self.active = None
         training.signals.restore()
@@ -178,7 +179,8 @@ class Loop:
         finally:
             if handed_out:  # left by break: the batch in hand counts as done
                 training.count_batch(source.samples_out)
-            source.close()
+            if os.getpid() == self._pid:
+                source.close()
 
     def _enter_batches(self, loader: Any) -> Source:
         if self.active != "epochs":

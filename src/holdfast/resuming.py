@@ -24,7 +24,7 @@ SMALL_PART = 64 << 20
 def resume(training: Training) -> Manifest | None:
     """Restores everything from the newest whole clean checkpoint; None on a fresh run.
 
-    A damaged checkpoint is passed over for the next older one, loudly.
+    A launch that is refused here releases the run again. A damaged checkpoint is passed over for the next older one, loudly.
 
     Raises:
         UsageError: config or hyperparameters differ; nothing was restored.
@@ -32,8 +32,18 @@ def resume(training: Training) -> Manifest | None:
         DamagedError: nothing whole is left.
 
     """
-    session = training.open()
     training.need_saver().drain()
+    try:
+        manifest = _resume(training)
+        training.record_launch()
+    except BaseException:
+        training.give_up()
+        raise
+    return manifest
+
+
+def _resume(training: Training) -> Manifest | None:
+    session = training.open()
     hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
     candidates = catalog.newest(session.entries)
     broken = [entry for entry in session.entries if entry.problem is not None and not entry.abandoned]

@@ -126,6 +126,11 @@ class Run:
             raise UsageError(
                 "run.track() inside the loop comes too late. Next: track before the loop is entered."
             )
+        if self._resumed:
+            raise UsageError(
+                "run.track() after run.resume() comes too late: what it names was not restored. "
+                "Next: track before run.resume()."
+            )
         for name, thing in things.items():
             if name == "probe":
                 if not isinstance(thing, Probe):
@@ -242,6 +247,7 @@ class Run:
             training.ask_for_save()
             return
         self._take_path()
+        fresh = training.session is None
         session = training.open()
         if session.entries and not self._resumed and training.origin is None and not self._loop.finished:
             raise UsageError(
@@ -249,6 +255,8 @@ class Run:
                 f"a new start. Next: progress = run.resume(), or another directory."
             )
         self._advance(epoch, step)
+        if fresh:
+            training.record_launch()
         self._resumed = True
         training.save_now(metrics or {}, wait=wait)
 

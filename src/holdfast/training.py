@@ -107,10 +107,12 @@ class Training:
         self._ever_logged: set[str] = set()
         self._since = Since(0, 0, 0.0)
         self._counted_from = time.monotonic()
+        self._postponed: str | None = None
         self._explicit = False
         self._last_saved: tuple[int, int, int] | None = None
         self._stepped = False
-        self._hooks: list[Any] = []
+        self._hooks: dict[str, Any] = {}
+        self._outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
 
     # -- tracking ----------------------------------------------------------------------------
@@ -118,6 +120,9 @@ class Training:
     def track(self, name: str, thing: Any) -> None:
         """Takes a thing under a name; declared hyperparameters are noted as they stand now."""
         self.things[name] = thing
+        self._outlines.pop(name, None)
+        self._release_hook(name)
+        self.declared.pop(name, None)
         declared = hyperparameters.declare(thing)
         if declared is not None:
             self.declared[name] = declared
@@ -125,15 +130,19 @@ class Training:
         if framework is not None:
             hook = adapters.edge(framework).on_step(thing, self._note_step)
             if hook is not None:
-                self._hooks.append(hook)
+                self._hooks[name] = hook
 
     def _note_step(self) -> None:
         self._stepped = True
 
-    def release_hooks(self) -> None:
-        for hook in self._hooks:
+    def _release_hook(self, name: str) -> None:
+        hook = self._hooks.pop(name, None)
+        if hook is not None:
             hook.remove()
-        self._hooks.clear()
+
+    def release_hooks(self) -> None:
+        for name in list(self._hooks):
+            self._release_hook(name)
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -145,11 +154,24 @@ class Training:
             self.saver = Saver(
                 session, self.options.keep, on_nan=self.options.on_nan, staging=self.options.staging
             )
-            session.book.keep = _plain_keep(self.options.keep)
-            session.book.note = self.options.note
-            session.book.config = self.options.config
-            session.write_book()
         return self.session
+
+    def record_launch(self) -> None:
+        """Writes into run.json what this launch says; called once it is accepted."""
+        session = self.open()
+        session.book.keep = _plain_keep(self.options.keep)
+        session.book.note = self.options.note
+        session.book.config = self.options.config
+        if self.goal is not None:
+            task = os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get("SLURM_JOB_ID") or "local"
+            session.book.goals[task] = {"kind": self.goal.kind, "value": self.goal.value}
+        session.write_book()
+
+    def give_up(self) -> None:
+        """A launch that was refused holds nothing: the lease is released, the run is as it was."""
+        session, self.session, self.saver = self.session, None, None
+        if session is not None:
+            session.close()
 
     def need_saver(self) -> Saver:
         self.open()
@@ -161,6 +183,7 @@ class Training:
         """What `Every` counts from: the last save, or the start."""
         self._since = Since(0, 0, 0.0)
         self._counted_from = time.monotonic()
+        self._postponed = None
 
     def note_saved(self) -> None:
         """Marks the present progress as saved (after a save or a restore)."""
@@ -243,6 +266,7 @@ class Training:
         snapshot_asked, self.signals.snapshot_asked = self.signals.snapshot_asked, False
         explicit, self._explicit = self._explicit or snapshot_asked, False
         moved = self.position.freeze().key() != self._last_saved
+        due = self._due(epoch_end=epoch_end) if moved else None
         if last:
             if moved or metrics or self.stopped:
                 self._save("stopped" if self.stopped else "goal reached", metrics, probing=True)
@@ -253,14 +277,20 @@ class Training:
             saver.drain()
         elif explicit or best:
             self._save("asked for" if explicit else "new best", metrics, probing=True)
-        elif moved and not saver.busy:
-            seconds = time.monotonic() - max(self._counted_from, saver.last_publish)
-            since = Since(self._since.epochs, self._since.steps, seconds)
-            reason = self.options.every.due(since, epoch_end)
-            if reason is not None:
-                self._save(reason, metrics, probing=epoch_end)
-        if asked is not None and not last:
+        elif due is not None:
+            if saver.busy:
+                self._postponed = due  # merged with whatever comes due until then
+            else:
+                self._save(due, metrics, probing=epoch_end)
+        if asked is not None:
             self._end_by(asked)
+
+    def _due(self, *, epoch_end: bool) -> str | None:
+        if self._postponed is not None:
+            return self._postponed
+        seconds = time.monotonic() - max(self._counted_from, self.need_saver().last_publish)
+        since = Since(self._since.epochs, self._since.steps, seconds)
+        return self.options.every.due(since, epoch_end)
 
     def _is_new_best(self, metrics: Mapping[str, Any]) -> bool:
         keep = self.options.keep
@@ -374,7 +404,7 @@ class Training:
             declared=self.declared,
             fresh=known,
             loader=self.loader.fingerprint,
-            parts=describe_parts(states, self.things),
+            parts=describe_parts(states, self.things, self._outlines),
             probe=record.facts if record is not None else None,
             environment=self.environment(),
             history=self.history,
@@ -413,14 +443,6 @@ class Training:
         return is_new_best(first, [entry.record() for entry in self.session.entries], metrics)
 
     # -- ends --------------------------------------------------------------------------------
-
-    def record_goal(self) -> None:
-        """Notes in run.json what was asked (by task) and, at the end, what was reached."""
-        session = self.open()
-        if self.goal is not None:
-            task = os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get("SLURM_JOB_ID") or "local"
-            session.book.goals[task] = {"kind": self.goal.kind, "value": self.goal.value}
-            session.write_book()
 
     def record_end(self) -> None:
         session = self.open()

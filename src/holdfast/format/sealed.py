@@ -13,14 +13,18 @@ The digest is compared as bytes before anything is parsed. Keys given twice, nes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import msgspec
 
 from holdfast.errors import DamagedError, FormatError
 
 MAX_DEPTH = 100
 _LINE = b'"xxh3-128":"%s"}\n'
 _LINE_LENGTH = 47
+_SPACED = re.compile(rb'"\s+:')
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -69,7 +73,24 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
     """Strict JSON: one object, no key twice, no NaN, no nesting deeper than 100."""
+    content = _parse_compact(data, path)
+    return content if content is not None else _parse_strictly(data, path)
 
+
+def _parse_compact(data: bytes, path: str) -> dict[str, Any] | None:
+    """Several times faster, for what is plainly in order; None leaves the judgement to the other."""
+    try:
+        content = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if type(content) is not dict or _SPACED.search(data):
+        return None
+    # Every key is followed by `":` here, so one given twice (of which one is lost) makes these
+    # more than the keys that were found. A text that holds `":` does so too: hence None.
+    return content if data.count(b'":') == _check_depth(content, path) else None
+
+
+def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
     def no_constant(word: str) -> Any:
         raise FormatError(f"{path} holds the number {word}, which JSON does not have.", path=path, found=word)
 
@@ -97,9 +118,11 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     return content
 
 
-def _check_depth(content: Any, path: str) -> None:
-    level = [content]
+def _check_depth(content: Any, path: str) -> int:
+    """The number of keys in all objects; `FormatError` when one lies too deep."""
+    level, keys = [content], 0
     for _ in range(MAX_DEPTH + 1):
+        keys += sum(len(container) for container in level if type(container) is dict)
         level = [
             value
             for container in level
@@ -107,5 +130,5 @@ def _check_depth(content: Any, path: str) -> None:
             if type(value) is dict or type(value) is list
         ]
         if not level:
-            return
+            return keys
     raise FormatError(f"{path} is nested deeper than {MAX_DEPTH}.", path=path, expected=MAX_DEPTH)

@@ -27,28 +27,34 @@ class _Shared(Generic[Job]):
         self.jobs, self.work = jobs, work
         self.changed = threading.Condition()
         self.helping = 0
-        self.open = True
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        for _ in range(min(threads.size("blocks"), len(self.jobs)) - 1):
-            threads.submit("blocks", self._help)
         try:
+            for _ in range(min(threads.size("blocks"), len(self.jobs)) - 1):
+                threads.submit("blocks", self._help)
             self._drain()
         except BaseException as error:
             self._stop(error)
-        with self.changed:
-            # A helper that comes from here on finds the door closed.
-            self.open = False
-            while self.helping:
-                self.changed.wait()
+        # No job is left, so a helper that comes from here on does nothing. Those at work write to
+        # the caller's memory: an interrupt must not let it go before they have finished.
+        while not self._alone():
+            pass
         if self.error is not None:
             raise self.error
 
+    def _alone(self) -> bool:
+        try:
+            with self.changed:
+                while self.helping:
+                    self.changed.wait()
+        except BaseException as error:
+            self._stop(error)
+            return False
+        return True
+
     def _help(self) -> None:
         with self.changed:
-            if not self.open:
-                return
             self.helping += 1
         try:
             self._drain()

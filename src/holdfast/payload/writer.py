@@ -97,10 +97,10 @@ class Save:
     def start(self) -> None:
         """Creates the files and begins; returns at once. `StorageError` if one cannot be created."""
         self._started = True
-        # The first use of a file system tries it out with a file of its own.
-        big = any(file.size > DIRECT_FROM for file in self._layout.files)
-        direct = big and files.direct_io_works(self._directory)
         try:
+            # Asked only when it matters: the first answer for a file system is tried out with a file.
+            big = any(file.size > DIRECT_FROM for file in self._layout.files)
+            direct = big and files.direct_io_works(self._directory)
             for index, plan in enumerate(self._layout.files):
                 count = -(-plan.size // self._block)
                 path = os.path.join(self._directory, plan.name)
@@ -205,9 +205,8 @@ class Save:
         size = min(self._block, file.plan.size - start)
         file.digests[number] = xxhash.xxh3_128_digest(buffer.view[:size])
         if file.disk.direct and size % ALIGNMENT:
-            padded = -(-size // ALIGNMENT) * ALIGNMENT
-            buffer.bytes[size:padded] = 0
-            size = padded
+            # What the buffer holds after the end goes along; `finish` cuts it off.
+            size = -(-size // ALIGNMENT) * ALIGNMENT
         file.disk.write(buffer.view[:size], start)
         with self._lock:
             file.left -= 1

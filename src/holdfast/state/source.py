@@ -8,7 +8,8 @@ draws the same order and passes over what was done, then the streams and generat
 checkpoint are put back, and the iteration goes on.
 
 `start(Skip(N, ...))` with N the full epoch is not the same as not starting: a sampler may draw
-once more when it is asked for the batch that is not there.
+once more when it is asked for the batch that is not there. So a resumed epoch is always started,
+however much of it was done. A source may serve many epochs; `close` is for the end of the last.
 """
 
 from __future__ import annotations
@@ -63,16 +64,22 @@ class Source(Protocol):
 
 
 class Steps:
-    """An iterator that tells `done` of each item before it hands it out, and keeps none."""
+    """An iterator that tells `done` of each item before it hands it out, and `end` of the end."""
 
-    def __init__(self, items: Iterator[Any], done: Callable[[Any], None]) -> None:
-        self._items, self._done = items, done
+    def __init__(
+        self, items: Iterator[Any], done: Callable[[Any], None], end: Callable[[], None] = lambda: None
+    ) -> None:
+        self._items, self._done, self._end = items, done, end
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        item = next(self._items)
+        try:
+            item = next(self._items)
+        except StopIteration:
+            self._end()
+            raise
         self._done(item)
         return item
 
@@ -177,6 +184,9 @@ class _StatefulSource(_IterableSource):
         self._started = True
         if skip is None or skip.state is None:
             return super()._begin(skip)
+        length = self.length()
+        if length is not None and skip.batches >= length:
+            return iter(())  # its state says "at the end", which some take for "begin the next epoch"
         self._loader.load_state_dict(skip.state)
         return super()._begin(None)
 

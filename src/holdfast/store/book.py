@@ -32,7 +32,6 @@ class RunBook(msgspec.Struct, kw_only=True):
     init: Any = None
     goals: dict[str, Any] = {}
     reached: dict[str, Any] | None = None
-    restarts_without_progress: int = 0
 
 
 def new_run() -> RunBook:

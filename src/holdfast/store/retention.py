@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from holdfast import files
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, LeaseError
 from holdfast.policy.keep import Keep, Record, Verdict, best_of, decide
 from holdfast.store import catalog
 from holdfast.store.catalog import ABANDONED, PINS, Entry
@@ -38,7 +38,11 @@ def delete(run: str, name: str, writing: str) -> bool:
         except FileNotFoundError:
             if os.path.isdir(writing):
                 return True  # somebody else deleted it
-            raise
+            raise LeaseError(
+                f"This process no longer holds the run: {writing} was taken away by a process that took the run "
+                f"over. Nothing was deleted.",
+                holder=None,
+            ) from None
     if name in catalog.marks(run, PINS):
         files.rename(trash, source)
         return False

@@ -89,7 +89,7 @@ class _Loader:
 
     def start(self, skip: Skip | None) -> Iterator[Any]:
         self.samples_out = skip.samples if skip else 0
-        return Steps(self._begin(skip), self._count)
+        return Steps(self._begin(skip), self._count, self._end)
 
     def _begin(self, skip: Skip | None) -> Iterator[Any]:
         items: Iterator[Any] = self._open()
@@ -99,6 +99,9 @@ class _Loader:
 
     def _count(self, batch: Any) -> None:
         self.samples_out += count_samples(batch)
+
+    def _end(self) -> None:
+        """Called when a batch was asked for that is not there."""
 
     def _open(self, order: Order | None = None) -> Any:
         """`iter(loader)` with `order` in the place of the index sampler, and protected workers."""
@@ -127,7 +130,8 @@ class _Loader:
         loader = self._loader
         kept: Any = getattr(loader, "_iterator", None)
         lives = loader.persistent_workers and loader.num_workers and not getattr(kept, "_shutdown", True)
-        if lives and kept is self._iterator:
+        if lives and workers.adopted(kept):
+            self._iterator = kept
             return kept
         # Workers that somebody else started (for a sample batch) are not protected from signals.
         self.close()
@@ -196,6 +200,10 @@ class _IndexedLoader(_Loader):
     def _begin(self, skip: Skip | None) -> Iterator[Any]:
         self._current = self._state = None
         self._lost = ""
+        if skip and isinstance(skip.state, dict) and skip.state.get("ended"):
+            # A sampler that was asked for one batch too many may have drawn, and would draw again.
+            self._state = skip.state
+            return iter(())
         name = place(self._loader)
         order = Order(getattr(self._loader, name), skip, batched=name == "batch_sampler")
         items: Iterator[Any] = self._open(order)
@@ -230,6 +238,10 @@ class _IndexedLoader(_Loader):
             return
         samples, self._state = self._current.ahead.popleft()
         self.samples_out += samples
+
+    def _end(self) -> None:
+        if self._state is not None:
+            self._state = {**self._state, "ended": True}
 
     def state(self) -> Any | None:
         return self._state

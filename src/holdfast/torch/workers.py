@@ -92,6 +92,11 @@ def adopt(iterator: Any) -> None:
     _iterators.add(iterator)
 
 
+def adopted(iterator: Any) -> bool:
+    """Whether this iterator's workers were created here, and are not those of a process that forked this one."""
+    return _owner == os.getpid() and iterator in _iterators
+
+
 def end(iterator: Any) -> None:
     """Ends an iterator's workers: first torch's own way, then SIGKILL. Returns when they are gone."""
     if hasattr(iterator, "_shutdown_workers"):
