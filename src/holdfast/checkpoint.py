@@ -150,11 +150,13 @@ class Checkpoint:
         listed = self._manifest.files[name]
         path = os.path.join(self.path, name)
         try:
-            data = files.read_file(path, limit)
+            data = files.read_file(path, min(limit, listed.size))
         except NotFoundError:
             if not os.path.isdir(self.path):
                 raise
             raise self._damaged(name, f"{name} is missing", listed.digest, None) from None
+        except FormatError as error:  # longer than it was written, or no regular file
+            raise self._damaged(name, f"{name} is not the file that was written: {error}", listed.digest, None) from error
         found = sealed.digest(data)
         if found != listed.digest:
             text = f"{name} has {len(data):,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
@@ -189,7 +191,14 @@ class Checkpoint:
         if plan.requests:
             from holdfast.payload import reader
 
-            reader.read(self.path, self._records(), plan.requests, names=self._names_in, progress=progress)
+            reader.read(
+                self.path,
+                self._records(),
+                plan.requests,
+                names=self._names_in,
+                progress=progress,
+                block_size=self.arrays().block_size,
+            )
         plan.finish()
 
     def _records(self) -> dict[str, Any]:
@@ -280,21 +289,32 @@ class Checkpoint:
         return self._retrying(restore)
 
     def _retrying(self, act: Callable[[], _T]) -> _T:
-        """Resolves the reference again when the checkpoint was deleted meanwhile: that is no damage."""
-        for attempt in range(4):
+        """Looks again when the checkpoint was deleted or replaced meanwhile: that is no damage."""
+        for _ in range(3):
             try:
                 return act()
-            except (NotFoundError, StorageError) as error:
-                gone = not catalog.is_checkpoint(self.path)
-                stale = isinstance(error, StorageError) and error.errno == errno.ESTALE
-                if self._reference is None or not (gone or stale) or attempt == 3:
+            except (NotFoundError, StorageError, DamagedError) as error:
+                if not self._moved_on(error):
                     raise
-                path = catalog.resolve(self._reference)
-                if path == self.path and not stale:
-                    raise
-                self.__init__(path, self._reference)  # type: ignore[misc]
                 time.sleep(0.01)
-        raise NotFoundError(f"{self.path} is gone.", path=self.path, candidates=[])
+        return act()
+
+    def _moved_on(self, error: HoldfastError) -> bool:
+        """Whether the reference means another checkpoint by now; if so, this one becomes that one."""
+        stale = isinstance(error, StorageError) and error.errno == errno.ESTALE
+        if catalog.is_checkpoint(self.path):
+            try:
+                current = Checkpoint(self.path, self._reference)
+            except CheckpointError:  # its own manifest is what is wrong now: the first error says more
+                return False
+        elif self._reference is not None:
+            current = open_checkpoint(self._reference)
+        else:
+            return False
+        if current.path == self.path and current.manifest == self._manifest:
+            return stale
+        self.path, self._manifest, self._arrays = current.path, current.manifest, None
+        return True
 
     # -- checking, pinning -------------------------------------------------------------------
 
@@ -308,7 +328,9 @@ class Checkpoint:
                 self._read_small(name, READ_LIMIT_ARRAYS)
             except HoldfastError as error:
                 problems.append(error)
-        surplus = set(os.listdir(self.path)) - set(self._manifest.files) - {CHECKPOINT_FILE}
+        with files.translated(self.path, "list"):
+            present = os.listdir(self.path)
+        surplus = set(present) - set(self._manifest.files) - {CHECKPOINT_FILE}
         problems += [
             self._damaged(name, f"{name} does not belong to it", None, name) for name in sorted(surplus)
         ]
@@ -317,10 +339,15 @@ class Checkpoint:
                 self.saved(name).leaves()
             records = self._records()
         except HoldfastError as error:
-            return problems if error in problems or problems else [error]
+            known = {problem.message for problem in problems}
+            return problems if error.message in known else [*problems, error]
         from holdfast.payload import reader
 
-        return problems + list(reader.verify(self.path, records, names=self._names_in, progress=progress))
+        return problems + list(
+            reader.verify(
+                self.path, records, names=self._names_in, progress=progress, block_size=self.arrays().block_size
+            )
+        )
 
     def total_bytes(self) -> int:
         """Bytes of all files that the manifest lists."""
@@ -355,6 +382,13 @@ def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
 
     """
     text = os.fspath(reference)
+    for _ in range(3):
+        path = catalog.resolve(text)
+        try:
+            return Checkpoint(path, text)
+        except NotFoundError:  # deleted between the two lines: the reference means another one now
+            if catalog.is_checkpoint(path):
+                raise
     return Checkpoint(catalog.resolve(text), text)
 
 

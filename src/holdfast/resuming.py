@@ -9,7 +9,7 @@ from typing import Any
 
 from holdfast import hyperparameters
 from holdfast.checkpoint import Checkpoint, open_checkpoint
-from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
 from holdfast.state import adapters, capture, environment, streams
@@ -47,7 +47,10 @@ def _resume(training: Training) -> Manifest | None:
     hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
     candidates = catalog.newest(session.entries)
     broken = [entry for entry in session.entries if entry.problem is not None and not entry.abandoned]
+    first = candidates[0].sequence if candidates else 0
     for entry in broken:
+        if entry.problem is not None and entry.problem.facts.get("newer") and entry.sequence > first:
+            raise entry.problem  # an upgrade reads it; going on from an older one would lose it
         logger.warning("Passed over %s: %s", entry.name, entry.problem)
     failures: list[DamagedError | FormatError] = []
     for entry in candidates:
@@ -57,7 +60,6 @@ def _resume(training: Training) -> Manifest | None:
             if isinstance(error, NotFoundError) and catalog.is_checkpoint(entry.path):
                 raise
             failures.append(error if not isinstance(error, NotFoundError) else FormatError(str(error)))
-            training.torn = training.torn or (isinstance(error, DamagedError) and error.target_changed)
             logger.warning("Passed over %s: %s", entry.name, error)
             _note(session.path, "damaged", name=str(entry.name), problem=str(error))
             continue
@@ -66,15 +68,18 @@ def _resume(training: Training) -> Manifest | None:
         return manifest
     if failures:
         raise _nothing_left(session.path, failures, changed=training.torn)
-    problems = [entry.problem for entry in broken if isinstance(entry.problem, DamagedError)]
+    # A foreign one has a manifest: it belongs to another run, and this one may begin beside it.
+    problems = [entry.problem for entry in reversed(broken) if entry.manifest is None]
     if problems:
         raise _nothing_left(session.path, problems, changed=False)
     _start_fresh(training)
     return None
 
 
-def _nothing_left(path: str, failures: list[Any], *, changed: bool) -> DamagedError:
+def _nothing_left(path: str, failures: list[Any], *, changed: bool) -> HoldfastError:
     first = failures[0]
+    if isinstance(first, StorageError):  # permissions, a lost mount: nothing says that it is damaged
+        return first
     text = (
         f"No checkpoint of {path} is whole: {len(failures)} were tried. The newest says: {first} "
         f"Next: holdfast verify {path}; to begin anew, use another directory."
@@ -93,12 +98,14 @@ def _start_fresh(training: Training) -> None:
     training.stopped = training.stopping = False
     _note(training.open().path, "start")
     record = {}
-    for part, reference in training.options.init.items():
+    for part in training.options.init:
         if part not in training.things:
             raise UsageError(
-                f"init={{{part!r}: …}}: no part {part!r} is tracked. Tracked are: {', '.join(training.things) or 'none'}.",
+                f"init={{{part!r}: …}}: no part {part!r} is tracked. Tracked are: {', '.join(training.things) or 'none'}. "
+                f"Next: run.track({part}=…) before the loop, or another name in init.",
                 found=part,
             )
+    for part, reference in training.options.init.items():
         checkpoint = open_checkpoint(reference)
         checkpoint.restore({part: training.things[part]})
         record[part] = {"reference": str(reference), "run": checkpoint.manifest.run, "name": checkpoint.name}
@@ -124,7 +131,12 @@ def _restore(training: Training, path: str) -> Manifest:
     answer = None
     if training.probe is not None and "probe" in saved:
         answer = plan.value(checkpoint.saved("probe"))
-    _read(checkpoint, plan)
+    before, training.torn = training.torn, True  # until the last line below: whatever ends this earlier
+    try:
+        _read(checkpoint, plan)
+    except DamagedError as error:
+        training.torn = before or error.target_changed
+        raise
     training.state.clear()
     if "state" in values:
         training.state.update(values["state"]())

@@ -70,6 +70,10 @@ class Run:
             raise UsageError(
                 f"{path!r} names a checkpoint of a run; a Run takes the run's own path.", found=path
             )
+        if not os.fspath(path):
+            raise UsageError(
+                'Run(""): expected the path of a directory, like Run("runs/digits").', found=os.fspath(path)
+            )
         if on_nan not in ("mark", "raise"):
             raise UsageError(f"on_nan={on_nan!r}: expected 'mark' or 'raise'.", found=on_nan)
         for name, value, kind in (("every", every, Every), ("keep", keep or Keep(), Keep)):
@@ -78,7 +82,9 @@ class Run:
                     f"{name}={value!r}: expected {kind.__name__}(…), like {kind.__name__}({_EXAMPLES[name]}).",
                     found=value,
                 )
-        if init is not None and not isinstance(init, Mapping):
+        if init is not None and not (
+            isinstance(init, Mapping) and all(isinstance(where, str | os.PathLike) for where in init.values())
+        ):
             raise UsageError(
                 f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init
             )

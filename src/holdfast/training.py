@@ -328,8 +328,8 @@ class Training:
     def _save(self, reason: str, metrics: Mapping[str, Any], *, probing: bool) -> None:
         if self.torn:
             raise UsageError(
-                "A restore failed half-way, so the objects of this process are a mixture; nothing is saved until a "
-                "restore succeeds. Next: start the script again."
+                f"The last restore of {self.options.path} failed half-way, so the objects of this process may be a "
+                f"mixture; nothing is saved until a restore succeeds. Next: start the script again."
             )
         saver, session = self.need_saver(), self.open()
         saver.drain()

@@ -1,0 +1,1 @@
+"""The command `holdfast`: parses, calls the library's verbs, prints."""

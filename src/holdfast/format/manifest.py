@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +26,8 @@ READ_LIMIT_CHECKPOINT = 16 << 20
 READ_LIMIT_ARRAYS = 4 << 30
 
 _MAX_SIZE = 2**63 - 1
+_MAX_AXES = 64
+_DIGEST = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +80,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     note: str = ""
     config: Any = None
     init: Any = None
-    declared: dict[str, Any] | None = None
+    declared: dict[str, dict[str, Any]] | None = None
     fresh: dict[str, Any] = {}
     loader: dict[str, Any] | None = None
     parts: dict[str, dict[str, Any]] = {}
@@ -162,6 +166,7 @@ def decode_manifest(data: bytes, path: str) -> Manifest:
     for name in manifest.files:
         names.check_file_name(name, path)
     _check_sizes([file.size for file in manifest.files.values()], path)
+    _check_digests((file.digest for file in manifest.files.values()), path)
     progress = manifest.progress
     _check_sizes([manifest.sequence, progress.epoch, progress.step, progress.batch, progress.samples], path)
     return manifest
@@ -181,6 +186,7 @@ def decode_arrays(data: bytes, path: str) -> Arrays:
     for name, record in arrays.files.items():
         names.check_file_name(name, path)
         _check_sizes([record.size], path)
+        _check_digests(record.blocks, path)
         expected = -(-record.size // arrays.block_size)
         if len(record.blocks) != expected:
             raise FormatError(
@@ -200,7 +206,7 @@ def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> No
     from holdfast.format import dtypes
 
     item = dtypes.item_size(entry.dtype)
-    _array_bytes(entry.shape, item, label, path)
+    whole, covered = _array_bytes(entry.shape, item, label, path), 0
     for chunk in entry.chunks:
         record = arrays.files.get(chunk.file)
         start, stop = chunk.bytes
@@ -221,6 +227,7 @@ def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> No
                 expected=size,
                 found=stop - start,
             )
+        covered += size
         offset = chunk.offset
         if (offset is None) != (chunk.shape is None) or (
             offset is not None
@@ -231,19 +238,30 @@ def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> No
             )
         ):
             raise FormatError(f"{path}: a chunk of the array {label} does not lie inside it.", path=path)
+    if covered != whole:  # found out here, before memory for the whole is asked for
+        raise FormatError(
+            f"{path}: the chunks of the array {label} hold {covered:,} of its {whole:,} bytes.",
+            path=path,
+            expected=whole,
+            found=covered,
+        )
 
 
 def _array_bytes(shape: Sequence[int], item: int, label: str, path: str) -> int:
-    size = item
-    for extent in shape:
-        if extent < 0 or extent > _MAX_SIZE:
-            raise FormatError(f"{path}: the array {label} has the shape {list(shape)}.", path=path)
-        size *= extent
-    if size > _MAX_SIZE:
+    if len(shape) > _MAX_AXES or any(extent < 0 for extent in shape):
         raise FormatError(
-            f"{path}: the array {label} of shape {list(shape)} would have {size:,} bytes.", path=path
+            f"{path}: the array {label} has the shape {list(shape)[:_MAX_AXES]}; a shape is at most {_MAX_AXES} sizes "
+            f"of 0 or more.",
+            path=path,
+            found=list(shape),
         )
-    return size
+    # Without the zeros: [0, 2^62] has no bytes, and is still no array that anybody could make.
+    reach = (item or 1) * math.prod(extent for extent in shape if extent)
+    if reach > _MAX_SIZE:
+        raise FormatError(
+            f"{path}: the array {label} of shape {list(shape)} would have {reach:,} bytes.", path=path
+        )
+    return 0 if 0 in shape else item * math.prod(shape)
 
 
 def check_version(content: dict[str, Any], kind: str, path: str) -> None:
@@ -265,6 +283,7 @@ def check_version(content: dict[str, Any], kind: str, path: str) -> None:
             path=path,
             expected=list(VERSION),
             found=version,
+            newer=True,
         )
 
 
@@ -276,6 +295,16 @@ def _convert(content: dict[str, Any], kind: type[_T], path: str) -> _T:
         return msgspec.convert(content, kind, strict=True)
     except msgspec.ValidationError as error:
         raise FormatError(f"{path} is not as the format says: {error}.", path=path) from error
+
+
+def _check_digests(digests: Iterable[str], path: str) -> None:
+    for digest in digests:
+        if not _DIGEST.match(digest):
+            raise FormatError(
+                f"{path} holds the digest {digest[:40]!r}; a digest is 32 lower-case hexadecimal digits.",
+                path=path,
+                found=digest,
+            )
 
 
 def _check_sizes(sizes: list[int], path: str) -> None:

@@ -13,6 +13,7 @@ The digest is compared as bytes before anything is parsed. Keys given twice, nes
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -102,8 +103,14 @@ def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
             raise FormatError(f"{path} has the key {twice!r} twice.", path=path, found=twice)
         return result
 
+    def finite(text: str) -> float:
+        number = float(text)
+        if math.isinf(number):  # 1e400 is valid JSON, and would come as infinity
+            no_constant(text)
+        return number
+
     try:
-        content = json.loads(data, object_pairs_hook=unique, parse_constant=no_constant)
+        content = json.loads(data, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
     except FormatError:
         raise
     except RecursionError as error:

@@ -18,10 +18,10 @@ import importlib
 import sys
 from typing import Any
 
-FRAMEWORKS = ("torch",)
+FRAMEWORKS = ("torch", "jax")
 """Frameworks with an edge module in this release; NumPy is part of the core."""
 
-_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray")}
+_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("jaxlib", "ArrayImpl")}
 
 
 _array_homes: dict[type, str | None] = {}
@@ -31,12 +31,9 @@ _homes: dict[type, str | None] = {}
 def array_framework(kind: type) -> str | None:
     """The framework ("torch", "numpy", …) that objects of this type are arrays of, else None."""
     if kind not in _array_homes:
-        found = (
-            base.__module__.partition(".")[0]
-            for base in kind.__mro__
-            if (base.__module__.partition(".")[0], base.__name__) in _ARRAY_TYPES
-        )
-        _array_homes[kind] = next(found, None)
+        bases = ((base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__)
+        found = next((root for root, name in bases if (root, name) in _ARRAY_TYPES), None)
+        _array_homes[kind] = "jax" if found == "jaxlib" else found
     return _array_homes[kind]
 
 

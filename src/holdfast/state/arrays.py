@@ -46,7 +46,10 @@ def describe(leaf: Any, where: str, *, check: bool = False) -> Array:
     identity = None
     if array.nbytes:
         pointer = array.__array_interface__["data"][0]
-        identity = ("cpu", pointer, array.nbytes, dtype, array.shape, array.strides)
+        reaches = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True)]
+        low = pointer + sum(reach for reach in reaches if reach < 0)
+        span = pointer + sum(reach for reach in reaches if reach > 0) + array.itemsize - low
+        identity = ("cpu", low, span, dtype, array.shape, array.strides)
     if array.flags.c_contiguous:
         return HostArray(dtype, array.shape, _bytes(array), identity, check)
     return LazyArray(
@@ -80,7 +83,7 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     if dtype.startswith("numpy:"):
         try:
             found = np.dtype(dtype.removeprefix("numpy:"))
-        except TypeError as error:
+        except (TypeError, ValueError, SyntaxError) as error:
             raise FormatError(f"{dtype!r} is no NumPy dtype.", found=dtype) from error
         if found.hasobject:
             raise FormatError(f"{dtype!r} holds Python objects, which no checkpoint does.", found=dtype)
@@ -96,10 +99,11 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 def special(value: Any) -> tuple[str, Any] | None:
     """NumPy scalars, dtypes and generators as (tag, plain value)."""
     if isinstance(value, np.generic):
-        if value.dtype.hasobject:
+        if value.dtype.hasobject or value.dtype.fields is not None:
             return None
         return "numpy.scalar", [value.dtype.str, value.tobytes().hex()]
-    if isinstance(value, np.dtype) and not value.hasobject:
+    # `str` of a dtype with fields or an inner shape says only how many bytes it has.
+    if isinstance(value, np.dtype) and not value.hasobject and np.dtype(value.str) == value:
         return "numpy.dtype", value.str
     if type(value) is np.random.Generator:
         return "numpy.Generator", generator_state(value)
@@ -114,7 +118,13 @@ def revive(tag: str, value: Any) -> Any:
             raise FormatError(
                 "A NumPy scalar of Python objects cannot come from a checkpoint.", found=value[0]
             )
-        return np.frombuffer(bytes.fromhex(value[1]), dtype)[0]
+        raw = bytes.fromhex(value[1])
+        # Texts and bytes by hand: an array would cut zeros off their end, and holds none of no length.
+        if dtype.kind == "S":
+            return np.bytes_(raw)
+        if dtype.kind == "U":
+            return np.str_(raw.decode(f"utf-32-{'be' if dtype.byteorder == '>' else 'le'}", "surrogatepass"))
+        return np.frombuffer(raw, dtype)[0]
     if tag == "numpy.dtype":
         return np.dtype(value)
     if tag == "numpy.Generator":

@@ -20,7 +20,9 @@ import base64
 import collections
 import datetime
 import enum
+import functools
 import math
+import operator
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
@@ -39,7 +41,9 @@ Leaf = Callable[[str, str], Any]
 MAX_VALUE_DEPTH = (MAX_DEPTH - 6) // 2
 
 _FACTORIES: dict[str, Any] = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str}
+_ARRAY_TAGS = ("torch", "numpy", "jax")
 _BIG = 1 << 63
+_DECIMAL_BITS = 4096
 
 
 def encode(value: Any, where: str = "", arrays: dict[str, Any] | None = None) -> Json:
@@ -63,7 +67,10 @@ class _Encoder:
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
-            return value if -_BIG <= value < _BIG else {"$": "int", "v": str(value)}
+            if -_BIG <= value < _BIG:
+                return value
+            # Python turns no number of more than 4300 digits into decimals.
+            return {"$": "int", "v": str(value) if value.bit_length() <= _DECIMAL_BITS else hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
         if depth > MAX_VALUE_DEPTH:
@@ -142,11 +149,12 @@ class _Encoder:
         if kind is complex:
             return {"$": "complex", "v": [repr(value.real), repr(value.imag)]}
         if kind is range:
-            return {"$": "range", "v": [value.start, value.stop, value.step]}
+            parts = [value.start, value.stop, value.step]
+            return {"$": "range", "v": self.encode(parts, path, depth + 1)}
         if kind is slice:
             parts = [value.start, value.stop, value.step]
             return {"$": "slice", "v": self.encode(parts, path, depth + 1)}
-        if isinstance(value, pathlib.PurePath):
+        if kind is type(pathlib.Path()):
             return {"$": "path", "v": str(value)}
         if isinstance(value, (datetime.date, datetime.time, datetime.timedelta)):
             return _encode_time(value) or self._refuse(value, path)
@@ -209,32 +217,55 @@ def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
         return _decode_tagged(tag, content, skeleton, leaf, where)
     except FormatError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+    except _WRONG_CONTENT as error:
         raise FormatError(
             f"{where}: a value tagged {tag!r} is not what that tag holds: {error}.", found=tag
         ) from error
 
 
+# What Python, NumPy and torch raise when they are given something else than they expect
+# (RuntimeError: torch; SyntaxError: NumPy, of a dtype like "f4,(").
+_WRONG_CONTENT = (
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+)
+
+
 def leaves(skeleton: Json) -> list[tuple[str, str]]:
     """The (framework, name) of each array in a skeleton, in order."""
     found: list[tuple[str, str]] = []
-
-    def note(framework: str, name: str) -> None:
-        found.append((framework, name))
-
-    decode(skeleton, note)
+    _find_leaves(skeleton, found)
     return found
 
 
+def _find_leaves(skeleton: Json, found: list[tuple[str, str]]) -> None:
+    if type(skeleton) is list:
+        for item in skeleton:
+            _find_leaves(item, found)
+    elif type(skeleton) is dict:
+        tag, name = skeleton.get("$"), skeleton.get("v")
+        if tag in _ARRAY_TAGS and type(name) is str:
+            found.append((tag, name))
+        else:
+            for item in skeleton.values():
+                _find_leaves(item, found)
+
+
 def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf, where: str) -> Any:
-    if tag in {"torch", "numpy", "jax"}:
+    if tag in _ARRAY_TAGS:
         if type(content) is not str:
             raise FormatError(f"{where}: an array has the name {content!r}.", found=content)
         return leaf(tag, content)
     if tag == "float":
         return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
     if tag == "int":
-        return int(content)
+        return int(content, 0)
     if tag == "complex":
         return complex(float(content[0]), float(content[1]))
     if tag in {"bytes", "bytearray"}:
@@ -251,7 +282,7 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
             return counter
         return dict(pairs) if tag == "dict" else collections.OrderedDict(pairs)
     if tag == "range":
-        start, stop, step = content
+        start, stop, step = decode(content, leaf, where)
         return range(start, stop, step)
     if tag == "path":
         return pathlib.Path(content)
@@ -263,11 +294,13 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
         name = skeleton["name"]
         if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
             return kind.__members__[name]
+        if isinstance(kind, enum.EnumMeta) and issubclass(kind, enum.Flag):
+            return _flags(kind, name, value)
         return value
     if tag == "namedtuple":
         kind = _loaded_class(skeleton["class"])
         known = isinstance(kind, type) and issubclass(kind, tuple)
-        if known and list(getattr(kind, "_fields", ())) == skeleton["fields"]:
+        if known and list(getattr(kind, "_fields", ())) == skeleton["fields"] and len(value) == len(kind._fields):
             return tuple.__new__(kind, value)
         return tuple(value)
     if tag == "deque":
@@ -309,6 +342,17 @@ def _loaded_class(name: str) -> Any:
     return found
 
 
+def _flags(kind: Any, name: str | None, value: Any) -> Any:
+    """A combination of flags, put together from its members; its plain value if one is not there."""
+    members = kind.__members__
+    if not name:
+        first = next(iter(members.values()), None)
+        return value if first is None else first ^ first
+    if not all(word in members for word in name.split("|")):
+        return value
+    return functools.reduce(operator.or_, (members[word] for word in name.split("|")))
+
+
 _TIMES = {"datetime", "date", "time", "timedelta"}
 
 
@@ -323,12 +367,11 @@ def _encode_time(value: Any) -> Json:
         key = getattr(zone, "key", None)
         if zone is not None and key is None and not isinstance(zone, datetime.timezone):
             return None
-        result = {"$": kind.__name__, "v": value.isoformat()}
-        if value.fold:
-            result["fold"] = 1
-        if key is not None:
-            result = {"$": kind.__name__, "v": [value.replace(tzinfo=None).isoformat(), key, value.fold]}
-        return result
+        if key is None and not value.fold:
+            return {"$": kind.__name__, "v": value.isoformat()}
+        if key is None:
+            return {"$": kind.__name__, "v": [value.isoformat(), None, value.fold]}
+        return {"$": kind.__name__, "v": [value.replace(tzinfo=None).isoformat(), key, value.fold]}
     return None
 
 
@@ -340,6 +383,8 @@ def _decode_time(tag: str, content: Json) -> Any:
         import zoneinfo
 
         text, key, fold = content
+        if key is None:
+            return kind.fromisoformat(text).replace(fold=fold)
         try:
             zone: datetime.tzinfo = zoneinfo.ZoneInfo(key)
         except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:

@@ -11,6 +11,7 @@ from holdfast import files
 from holdfast.errors import CheckpointError, FormatError, HoldfastError, NotFoundError, UsageError, nearest
 from holdfast.format import names
 from holdfast.format.manifest import (
+    ARRAYS_FILE,
     CHECKPOINT_FILE,
     READ_LIMIT_CHECKPOINT,
     Manifest,
@@ -181,6 +182,8 @@ def _nothing_at(reference: Reference, place: str) -> CheckpointError:
     if os.path.isdir(place):
         children = sorted(name for name in _list(place) if is_run(os.path.join(place, name)))
         hint = f" It holds the runs {', '.join(children[:10])}." if children else ""
+        if os.path.lexists(os.path.join(place, ARRAYS_FILE)):
+            hint = f" It holds {ARRAYS_FILE}, though: a checkpoint that lost its {CHECKPOINT_FILE} cannot be read."
         return NotFoundError(
             f"{place} is neither a run nor a checkpoint: it has no run.json and no checkpoint.json.{hint}",
             path=place,
@@ -252,7 +255,8 @@ def best_entry(run: str, entries: Sequence[Entry]) -> Entry | None:
 def run_keep(run: str) -> Keep | None:
     """The Keep that run.json records."""
     stored = book.read_run(run).keep
-    return Keep(**stored) if stored else None
+    known = {field.name for field in dataclasses.fields(Keep)}
+    return Keep(**{name: value for name, value in stored.items() if name in known}) if stored else None
 
 
 def _no_such(run: str, entries: Sequence[Entry], reference: Reference) -> NotFoundError:

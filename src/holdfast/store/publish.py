@@ -148,7 +148,8 @@ class Draft:
         )
 
     def discard(self) -> None:
-        """Removes what was written, as far as the storage still lets us."""
+        """Stops the writing and removes what was written, as far as the storage still lets us."""
+        self._save.cancel()
         with contextlib.suppress(OSError):
             files.remove_tree(self.directory)
 

@@ -44,7 +44,8 @@ def delete(run: str, name: str, writing: str) -> bool:
                 holder=None,
             ) from None
     if name in catalog.marks(run, PINS):
-        files.rename(trash, source)
+        with files.translated(source, "put back"):
+            files.rename(trash, source)
         return False
     files.sync_directory(run)
     files.remove_tree(trash)

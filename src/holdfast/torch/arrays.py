@@ -41,7 +41,9 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
     shape, size = tuple(tensor.shape), tensor.numel() * tensor.element_size()
     identity = None
     if size:
-        identity = (str(tensor.device), tensor.data_ptr(), size, dtype, shape, tensor.stride())
+        reach = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, tensor.stride(), strict=True))
+        span = reach * tensor.element_size()
+        identity = (str(tensor.device), tensor.data_ptr(), span, dtype, shape, tensor.stride())
     if tensor.device.type == "cpu" and tensor.is_contiguous():
         return HostArray(dtype, shape, as_bytes(tensor), identity, check)
     return LazyArray(dtype, shape, size, lambda: as_bytes(tensor.contiguous().cpu()), identity, check)
@@ -51,6 +53,8 @@ def _check(tensor: torch.Tensor, where: str) -> str:
     problem = None
     if tensor.device.type == "meta":
         problem = "is on the meta device and has no data: materialise the model first (to_empty, then load)"
+    elif tensor.is_nested:
+        problem = "is a nested tensor: store its .unbind() as a list"
     elif isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
         problem = "is a lazy parameter without a shape yet: run one batch through the model first"
     elif tensor.layout is not torch.strided:

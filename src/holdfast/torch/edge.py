@@ -93,7 +93,7 @@ def revive(tag: str, value: Any) -> Any:
     if tag == "torch.Size":
         return torch.Size(value)
     if tag == "torch.dtype":
-        found = getattr(torch, value, None)
+        found = vars(torch).get(value)  # not getattr, which would import what torch loads on demand
         if isinstance(found, torch.dtype):
             return found
         raise FormatError(f"torch {torch.__version__} has no dtype {value!r}.", found=value)

@@ -14,6 +14,7 @@ from holdfast.errors import FormatError, UsageError
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.state.tree import encode
 from holdfast.torch import arrays, modules
+from holdfast.torch.partial import Trainable
 
 # State of one parameter that has the parameter's own shape, in torch's optimizers.
 _SHAPED = {
@@ -45,7 +46,8 @@ def parameter_names(optimizer: Optimizer, peers: Mapping[str, Any]) -> list[str]
     With parameters of several tracked models, names start with the model's part: ``critic/fc.weight``.
     """
     names: dict[int, tuple[str, str]] = {}
-    for part, thing in peers.items():
+    for part, peer in peers.items():
+        thing = peer.module if isinstance(peer, Trainable) else peer
         if isinstance(thing, torch.nn.Module):
             for name, parameter in modules.parameters(thing):
                 names.setdefault(id(parameter), (part, name))

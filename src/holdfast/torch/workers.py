@@ -42,6 +42,7 @@ def protected(loader: Any) -> Iterator[list[Any]]:
 
     The list has them once the block was left; what still lives at exit gets SIGKILL.
     """
+    _own()
     created: list[Any] = []
     method = (loader.multiprocessing_context or multiprocessing).get_start_method()
     before = {child.pid for child in multiprocessing.active_children()}
@@ -93,7 +94,7 @@ def adopt(iterator: Any) -> None:
 
 
 def adopted(iterator: Any) -> bool:
-    """Whether this iterator's workers were created here, and are not those of a process that forked this one."""
+    """Whether this iterator's workers were created here, not by somebody else or before a fork."""
     return _owner == os.getpid() and iterator in _iterators
 
 
@@ -160,14 +161,17 @@ class _Worker:
         return getattr(self._process, name)
 
 
-def _remember(created: list[Any]) -> None:
+def _own() -> None:
+    """In a fork of the training, the training's workers are not ours to end."""
     global _owner
     if _owner != os.getpid():
-        # In a fork of the training, its workers are not ours to end.
         _children.clear()
         _iterators.clear()
         _owner = os.getpid()
         atexit.register(_end_all)
+
+
+def _remember(created: list[Any]) -> None:
     for child in [child for child in _children if not child.is_alive()]:
         _children.remove(child)
     _children.extend(created)

@@ -1,0 +1,56 @@
+"""What the commands share: their class, `--json` and `--debug`, and how JSON is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of the program; it takes `--debug` too, wherever the user puts it."""
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        made = click.command(name, **settings)(function)
+        made.params.append(
+            click.Option(
+                ["--debug"],
+                is_flag=True,
+                expose_value=False,
+                callback=_debug,
+                help="Show the traceback of an error.",
+            )
+        )
+        return made
+
+    return make
+
+
+def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.obj["debug"] = True
+
+
+def json_option(function: _F) -> _F:
+    """`--json`: one JSON object on stdout, its keys as `docs/scripting.md` says."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")(function)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(_plain(content), indent=2, allow_nan=False, default=str))
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no NaN: non-finite numbers are the strings "nan", "inf" and "-inf".
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

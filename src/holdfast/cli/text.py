@@ -1,0 +1,124 @@
+"""Text for people: sizes, ages, tables that fit the width, and nothing that steers a terminal."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_GAP = "  "
+
+
+def clean(text: str) -> str:
+    """Text without control characters: a checkpoint's names and notes come from anybody."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def line_of(text: str) -> str:
+    """`clean`, and on one line."""
+    return " ".join(clean(text).split())
+
+
+def width() -> int:
+    """Columns of the terminal (or of COLUMNS); 80 when there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def size(count: int | float) -> str:
+    """Bytes in three digits: ``130 kB``, ``1.54 GB``."""
+    value = float(count)
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 array``, ``9 arrays``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def seconds(value: float) -> str:
+    """A duration: ``0.014 s``, ``90 s``, ``12 min``."""
+    if value < 100:
+        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def age(when: datetime.datetime, now: datetime.datetime) -> str:
+    """How long ago, in one unit: ``40 s``, ``5 min``, ``3 h``, ``12 d``."""
+    passed = max(0.0, (now - when).total_seconds())
+    for limit, unit, length in ((60, "s", 1), (3600, "min", 60), (48 * 3600, "h", 3600)):
+        if passed < limit:
+            return f"{int(passed / length)} {unit}"
+    return f"{int(passed / 86400)} d"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters; what is cut off the end is an ellipsis."""
+    return text if len(text) <= limit else text[: max(0, limit - 1)].rstrip(" ,") + "…"
+
+
+def shorten_middle(text: str, limit: int) -> str:
+    """At most `limit` characters; beginning and end are kept, as names of arrays need both."""
+    if len(text) <= limit:
+        return text
+    head = (limit - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    flexible: Mapping[str, int] | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """Lines of a table: a header, then one line for each row, no wider than the limit if it can be.
+
+    Args:
+        columns: their titles.
+        rows: cells, already short; `clean` is applied.
+        right: columns that are aligned to the right.
+        flexible: column → least width; these give way, in this order, when the table is too wide.
+            The last column is cut at its end, others in the middle.
+        limit: columns of the terminal; by default `width()`.
+
+    """
+    cells = [[line_of(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+    surplus = sum(widths) + len(_GAP) * (len(columns) - 1) - (limit or width())
+    for name, least in (flexible or {}).items():
+        place = columns.index(name)
+        cut = max(0, min(surplus, widths[place] - max(least, len(name))))
+        widths[place] -= cut
+        surplus -= cut
+    rightward = [name in set(right) for name in columns]
+    lines = []
+    for row in [list(columns), *cells]:
+        shown = []
+        for place, cell in enumerate(row):
+            last = place == len(columns) - 1
+            fitted = (shorten if last else shorten_middle)(cell, widths[place])
+            shown.append(fitted.rjust(widths[place]) if rightward[place] else fitted.ljust(widths[place]))
+        lines.append(_GAP.join(shown).rstrip())
+    return lines
+
+
+def number(value: Any) -> str:
+    """A metric in a table: five digits, an empty cell for none."""
+    from holdfast.format import card
+
+    return card.number(value)

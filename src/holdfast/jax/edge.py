@@ -1,0 +1,124 @@
+"""JAX's edge: the verbs listed in `holdfast.state.adapters`.
+
+JAX has no things to restore in place and no global random streams: parameters, optimizer states
+and keys are values in `run.state`, and come back as JAX arrays on the default device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from holdfast.errors import FormatError, UsageError
+from holdfast.payload.array import Array, HostArray
+from holdfast.state import arrays
+from holdfast.state.arrays import Allocation
+
+# JAX's dtypes that NumPy lacks, by the name that ml_dtypes gives them.
+_EXTENDED = {
+    "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}  # fmt: skip
+_NAMES = {code: name for name, code in _EXTENDED.items()}
+
+
+def describe(leaf: jax.Array, where: str, *, check: bool = False) -> Array:
+    """An array as the payload layer takes it. JAX arrays never change, so no copy is needed for that."""
+    if not leaf.is_fully_addressable:
+        raise UsageError(
+            f"{where} is spread over several processes; this version of Holdfast saves trainings of one process. "
+            f"Nothing was saved.",
+            path=where,
+            type="jax.Array",
+        )
+    host = np.asarray(leaf)
+    code = _EXTENDED.get(host.dtype.name)
+    if code is None:
+        return arrays.describe(host, where, check=check)
+    view = np.ascontiguousarray(host).reshape(-1).view(np.uint8)
+    return HostArray(code, host.shape, view, None, check)
+
+
+def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
+    """Host memory to read into; the finished array is on JAX's default device."""
+    if dtype in _NAMES:
+        import ml_dtypes
+
+        host = np.empty(shape, np.dtype(getattr(ml_dtypes, _NAMES[dtype])))
+        return Allocation(host.reshape(-1).view(np.uint8), lambda: jax.numpy.asarray(host))
+    allocation = arrays.allocate(dtype, shape)
+    host = allocation.finish()
+    if host.dtype.itemsize == 8 and not jax.config.jax_enable_x64 and host.dtype.kind in "iuf":
+        raise FormatError(
+            f"A JAX array of {host.dtype} cannot be made while 64-bit types are off. Next: "
+            f'jax.config.update("jax_enable_x64", True), or load it with arrays="numpy".',
+            found=dtype,
+        )
+    return Allocation(allocation.bytes, lambda: jax.numpy.asarray(host))
+
+
+def serves(_thing: Any) -> str | None:
+    return None
+
+
+def special(value: Any) -> tuple[str, Any] | None:
+    """Typed random keys as (tag, [implementation, key data])."""
+    if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+        return "jax.key", [str(jax.random.key_impl(value)), jax.random.key_data(value)]
+    return None
+
+
+def revive(tag: str, value: Any) -> Any:
+    """The value of a tag that `special` made."""
+    if tag == "jax.key":
+        return jax.random.wrap_key_data(value[1], impl=value[0])
+    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+
+
+def streams() -> dict[str, Any]:
+    return {}
+
+
+def set_streams(_value: Mapping[str, Any]) -> None:
+    """JAX has no global stream."""
+
+
+def seed(_number: int) -> None:
+    """JAX has no global stream."""
+
+
+def pending_gradients(_things: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any]) -> None:
+    """JAX's gradients are values."""
+
+
+def on_step(_thing: Any, _notify: Any) -> None:
+    return None
+
+
+def declared(_thing: Any) -> None:
+    return None
+
+
+def outline(_thing: Any) -> None:
+    return None
+
+
+def source(_loader: Any) -> None:
+    return None
+
+
+def process_group_size() -> int:
+    """How many processes this one computes with, without starting a backend."""
+    state = getattr(jax._src.distributed, "global_state", None)
+    return int(getattr(state, "num_processes", None) or 1)
+
+
+def environment() -> dict[str, Any]:
+    return {"jax": jax.__version__}

@@ -1,0 +1,180 @@
+"""Letting a run continue from an older checkpoint. The newer ones are marked, not deleted.
+
+A mark is an empty file `abandoned/<name>`. Whoever deletes it undoes the rewind of that
+checkpoint; to rewind to an abandoned checkpoint takes its own mark away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.errors import HoldfastError, NotFoundError, UsageError
+from holdfast.format import names
+from holdfast.format.manifest import Manifest
+from holdfast.log import logger
+from holdfast.session import Session
+from holdfast.store import book, catalog, retention
+from holdfast.store.catalog import Entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewound:
+    """What a rewind did.
+
+    Attributes:
+        run: the run's absolute path.
+        target: the name of the checkpoint that the next launch resumes from.
+        path: its directory.
+        abandoned: names that were marked now, oldest first.
+        revived: whether the target itself was abandoned before.
+        goal_cleared: whether the run was complete and is no longer.
+
+    """
+
+    run: str
+    target: str
+    path: str
+    abandoned: list[str]
+    revived: bool
+    goal_cleared: bool
+
+
+def rewind(
+    run: str | os.PathLike[str],
+    reference: str,
+    *,
+    wait: float = 0,
+    progress: Callable[[int], None] | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> Rewound:
+    """Makes an older checkpoint the one that the next launch resumes from.
+
+    The target is read and checked first, every byte of it. Then, under the lease, all newer
+    ones are marked abandoned, the newest first: stopped half-way, the run is as if rewound
+    less far, and the same call finishes it.
+
+    Args:
+        run: the run's directory.
+        reference: ``@epoch=3``, ``@-2`` and the like, a checkpoint's name or path, or ``RUN@…``.
+        wait: seconds to wait for a living holder of the lease.
+        progress: told how many bytes of the target were just read.
+        say: gets a line on what is waited for.
+
+    Raises:
+        NotFoundError: no such run or checkpoint.
+        UsageError: the checkpoint is of another run, or a launch would not resume from it.
+        DamagedError: the target is damaged; nothing was changed.
+        LeaseError: a living process holds the run; nothing was changed.
+
+    """
+    place = os.path.abspath(os.path.expanduser(os.fspath(run)))
+    if not catalog.is_run(place):
+        raise NotFoundError(
+            f"{place} is not a run: it has no {book.RUN_FILE}. Next: holdfast ls {os.path.dirname(place)}",
+            path=place,
+            candidates=[],
+        )
+    target = find_in(place, catalog.scan(place), reference)
+    _check_target(target, catalog.scan(place), progress)
+    session = Session.open(place, wait=wait, say=say)
+    try:
+        return _rewind(session, target.path)
+    finally:
+        session.close()
+
+
+def find_in(run: str, entries: Sequence[Entry], reference: str) -> Entry:
+    """The checkpoint of this run that a reference means; a bare selector or name will do."""
+    by_name = {str(entry.name): entry for entry in entries}
+    if reference in by_name:
+        return by_name[reference]
+    parsed = names.parse_reference(f"{run}{reference}" if reference.startswith("@") else reference)
+    place = os.path.abspath(os.path.expanduser(parsed.place))
+    if os.path.realpath(place) == os.path.realpath(run):
+        return catalog.find(run, entries, parsed)
+    inside = os.path.realpath(os.path.dirname(place)) == os.path.realpath(run)
+    # `latest` and `best` are links for people: what they point to is meant.
+    name = os.path.basename(os.path.realpath(place) if os.path.islink(place) else place)
+    if inside and name in by_name:
+        return by_name[name]
+    if os.path.exists(place):
+        raise UsageError(
+            f"{place} is not a checkpoint of the run {run}. Next: holdfast ls {run}", path=place, expected=run
+        )
+    listed = ", ".join(list(by_name)[-10:]) or "none yet"
+    raise NotFoundError(
+        f"The run {run} has no checkpoint {reference!r}. Name one of its checkpoints, or use "
+        f"{names.SELECTORS}. It has: {listed}.",
+        path=run,
+        candidates=list(by_name),
+    )
+
+
+def _check_target(target: Entry, entries: Sequence[Entry], progress: Callable[[int], None] | None) -> None:
+    """Refuses what a launch would not resume from."""
+    if target.problem is not None:
+        raise target.problem
+    if target.manifest is not None and target.manifest.nan:
+        older = [entry for entry in entries if entry.clean and entry.sequence < target.sequence]
+        if older:
+            raise UsageError(
+                f"{target.path} is marked NaN ({', '.join(target.manifest.nan[:3])}); a launch would pass it over "
+                f"for {older[-1].name}. Nothing was changed. Next: holdfast rewind RUN @seq={older[-1].sequence}",
+                path=target.path,
+                found=target.manifest.nan,
+            )
+    problems = Checkpoint(target.path).verify(progress)
+    if problems:
+        raise problems[0]
+
+
+def _rewind(session: Session, path: str) -> Rewound:
+    run, entries = session.path, session.entries
+    target = next((entry for entry in entries if entry.path == path), None)
+    if target is None or target.manifest is None:
+        raise NotFoundError(
+            f"{path} was deleted meanwhile; nothing was changed. Next: holdfast ls {run}",
+            path=path,
+            candidates=[str(entry.name) for entry in entries],
+        )
+    revived = target.abandoned
+    newer = [entry for entry in entries if entry.sequence > target.sequence and not entry.abandoned]
+    for entry in reversed(newer):
+        session.lease.check()
+        retention.abandon(run, str(entry.name))
+        entry.abandoned = True
+    if revived:
+        retention.unmark(run, catalog.ABANDONED, str(target.name))
+        target.abandoned = False
+    cleared = session.book.reached is not None and not _complete(target.manifest)
+    if cleared:
+        session.book.reached = None
+        session.write_book()
+    best = None
+    keep = catalog.run_keep(run)
+    if keep is not None and keep.metric is not None:
+        record = retention.best_record(keep, entries)
+        best = record.name if record else None
+    retention.point_links(run, session.writing, str(target.name), best)
+    abandoned = [str(entry.name) for entry in newer]
+    _note(run, name=str(target.name), abandoned=abandoned)
+    return Rewound(run, str(target.name), target.path, abandoned, revived, cleared)
+
+
+def _complete(manifest: Manifest) -> bool:
+    goal = manifest.goal
+    if goal is None:
+        return False
+    done = manifest.progress.epoch if goal.kind == "epochs" else manifest.progress.step
+    return manifest.stopped or done >= goal.value
+
+
+def _note(run: str, *, name: str, abandoned: list[str]) -> None:
+    try:
+        book.note_event(run, "rewind", name=name, abandoned=abandoned)
+    except HoldfastError as error:
+        # The rewind is done and durable; nothing is decided from the history.
+        logger.warning("The history could not be written: %s", error)
