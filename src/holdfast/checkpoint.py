@@ -88,7 +88,7 @@ class Checkpoint:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return self._plain(self._manifest.metrics)  # type: ignore[no-any-return]
+        return self._mapping("metrics", self._manifest.metrics)
 
     @property
     def created(self) -> str:
@@ -104,11 +104,19 @@ class Checkpoint:
 
     @property
     def environment(self) -> dict[str, Any]:
-        return self._plain(self._manifest.environment)  # type: ignore[no-any-return]
+        return self._mapping("environment", self._manifest.environment)
 
     @property
     def parts(self) -> list[str]:
         return list(self._manifest.parts)
+
+    def _mapping(self, name: str, value: Any) -> dict[str, Any]:
+        found = self._plain(value)
+        if not isinstance(found, dict):
+            raise FormatError(
+                f"{self.path}: {CHECKPOINT_FILE} holds no mapping under {name!r}.", path=self.path
+            )
+        return found
 
     def _plain(self, value: Any) -> Any:
         def no_array(framework: str, name: str) -> Any:
@@ -156,7 +164,9 @@ class Checkpoint:
                 raise
             raise self._damaged(name, f"{name} is missing", listed.digest, None) from None
         except FormatError as error:  # longer than it was written, or no regular file
-            raise self._damaged(name, f"{name} is not the file that was written: {error}", listed.digest, None) from error
+            raise self._damaged(
+                name, f"{name} is not the file that was written: {error}", listed.digest, None
+            ) from error
         found = sealed.digest(data)
         if found != listed.digest:
             text = f"{name} has {len(data):,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
@@ -345,7 +355,11 @@ class Checkpoint:
 
         return problems + list(
             reader.verify(
-                self.path, records, names=self._names_in, progress=progress, block_size=self.arrays().block_size
+                self.path,
+                records,
+                names=self._names_in,
+                progress=progress,
+                block_size=self.arrays().block_size,
             )
         )
 
@@ -444,7 +458,7 @@ def save(
         progress=Progress(**numbers),
         note=note,
         config=encode_config(config),
-        parts=describe_parts(states, parts, {}),
+        parts=describe_parts(states, parts),
         environment=tree.encode(environment.gather(), "environment"),
     )
     scratch.sweep(parent, base)
@@ -473,12 +487,15 @@ def draft_of(
 
 
 def describe_parts(
-    states: Mapping[str, PartState], things: Mapping[str, Any], outlines: dict[str, dict[str, Any]]
+    states: Mapping[str, PartState],
+    things: Mapping[str, Any],
+    outlines: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What `checkpoint.json` and the card say of each part: kind, arrays, bytes, outline.
 
     `outlines` keeps those that were made, since a training saves the same things many times.
     """
+    outlines = {} if outlines is None else outlines
     found: dict[str, dict[str, Any]] = {}
     for name, state in states.items():
         info: dict[str, Any] = {

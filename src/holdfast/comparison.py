@@ -264,7 +264,9 @@ def _compare_arrays(
     found.array_differences = [differences[label] for label in order if label in differences]
 
 
-def _groups(pairs: list[tuple[SavedPart, SavedPart, str]]) -> Iterator[list[tuple[SavedPart, SavedPart, str]]]:
+def _groups(
+    pairs: list[tuple[SavedPart, SavedPart, str]],
+) -> Iterator[list[tuple[SavedPart, SavedPart, str]]]:
     """Arrays that lie near one another, in groups that fit into memory."""
 
     def place(pair: tuple[SavedPart, SavedPart, str]) -> tuple[str, int]:
@@ -294,7 +296,10 @@ def _compare_group(
     from holdfast.payload import difference
 
     sides: list[list[Callable[[], Any]]] = []
-    for checkpoint, saved in ((a, [(one, key) for one, _, key in group]), (b, [(o, key) for _, o, key in group])):
+    for checkpoint, saved in (
+        (a, [(one, key) for one, _, key in group]),
+        (b, [(o, key) for _, o, key in group]),
+    ):
         plan = Plan()
         sides.append([plan.allocate(part, "numpy", key) for part, key in saved])
         checkpoint.read(plan, progress)

@@ -440,3 +440,47 @@ def _exchange(one: bytes, other: bytes) -> None:
     if libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+# -- files that other writers fill ---------------------------------------------------------------
+
+
+class StreamFile:
+    """A new file for code that wants something with `write`, such as torch.save.
+
+    The first failure is kept in `failure`, and what comes after it is swallowed: writers in other
+    languages try again while they unwind, and end the process when that fails too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        self.failure: OSError | None = None
+        with translated(path, "create"):
+            self._fd = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+    def write(self, data: Buffer) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if self.failure is None:
+            try:
+                while view:
+                    view = view[system.write(self._fd, view) :]
+            except OSError as error:
+                self.failure = error
+                raise
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back here."""
+
+    def finish(self) -> None:
+        """Makes the data durable; raises the first failure, whatever became of it meanwhile."""
+        with translated(self.path, "write"):
+            if self.failure is not None:
+                raise self.failure
+            system.fsync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -78,6 +78,8 @@ class Loop:
         training = self.training
         self.active = None
         training.signals.restore()
+        if training.loader.source is not None:
+            training.loader.source.close()
         if not early:
             return
         try:
@@ -156,16 +158,14 @@ class Loop:
         """(number, batch) for each batch of this epoch that is still to come."""
         source = self._enter_batches(loader)
         training = self.training
-        handed_out = False
+        handed_out, ended = False, False
         try:
-            items = self._start(source, loader)
-            if items is None:
-                return
+            items = self._start(source)
             while True:
                 try:
                     batch = next(items)
                 except StopIteration:
-                    training.position.exhausted = True
+                    training.position.exhausted = ended = True
                     return
                 training.hand_out()
                 handed_out = True
@@ -179,8 +179,8 @@ class Loop:
         finally:
             if handed_out:  # left by break: the batch in hand counts as done
                 training.count_batch(source.samples_out)
-            if os.getpid() == self._pid:
-                source.close()
+            if not ended and os.getpid() == self._pid:
+                source.close()  # an epoch that came to its end leaves persistent workers alive
 
     def _enter_batches(self, loader: Any) -> Source:
         if self.active != "epochs":
@@ -225,7 +225,7 @@ class Loop:
         for warning in warnings:
             logger.warning("%s", warning)
 
-    def _start(self, source: Source, loader: Any) -> Iterator[Any] | None:
+    def _start(self, source: Source) -> Iterator[Any]:
         training = self.training
         position = training.position
         manifest, self.again = self.again, None
@@ -243,10 +243,6 @@ class Loop:
             return source.start(None)
         training.loader.order = order = random["order"]
         state = random.get("loader")
-        if position.exhausted and callable(getattr(loader, "state_dict", None)):
-            # Its own state says "at the end", which it would take for "begin the next epoch".
-            streams.restore(random["streams"])
-            return None
         streams.restore(order["streams"])
         streams.restore_generators(generators, order["generators"])
         skip = Skip(position.batch, position.samples, state)

@@ -12,7 +12,7 @@ from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
-from holdfast.state import adapters, capture, environment, streams
+from holdfast.state import adapters, capture, environment, streams, tree
 from holdfast.state.part import Plan, SavedPart
 from holdfast.store import book, catalog
 from holdfast.training import Position, Training
@@ -138,9 +138,8 @@ def _restore(training: Training, path: str) -> Manifest:
         training.torn = before or error.target_changed
         raise
     training.state.clear()
-    if "state" in values:
-        training.state.update(values["state"]())
-    gradients = values["grads"]() if "grads" in values else {}
+    training.state.update(_mapping("state", values, path))
+    gradients = _mapping("grads", values, path)
     for _, edge in adapters.loaded_edges():
         edge.set_gradients(training.things, gradients)
     training.position = Position.at(manifest.progress)
@@ -155,10 +154,27 @@ def _restore(training: Training, path: str) -> Manifest:
         warning = training.probe.check(answer(), manifest.probe, same_environment=same)
         if warning:
             logger.warning("%s", warning)
-    training.restored_random = values["random"]() if "random" in values else {}
+    training.restored_random = _mapping("random", values, path)
     if training.restored_random:  # last: nothing after this may draw from a stream
-        streams.restore(training.restored_random["streams"])
+        _restore_streams(training.restored_random, path)
     return manifest
+
+
+def _mapping(name: str, values: Mapping[str, Any], path: str) -> dict[Any, Any]:
+    found = values[name]() if name in values else {}
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: its part {name!r} is a {type(found).__name__}, not a mapping.", path=path)
+    return found
+
+
+def _restore_streams(random: dict[str, Any], path: str) -> None:
+    try:
+        streams.restore(random["streams"])
+    except tree.WRONG_CONTENT as error:
+        raise FormatError(
+            f"{path}: the random streams that it holds cannot be set here ({type(error).__name__}: {error}).",
+            path=path,
+        ) from error
 
 
 def _read(checkpoint: Checkpoint, plan: Plan) -> None:
@@ -201,8 +217,6 @@ def _kept(name: str, applying: set[str]) -> tuple[str, ...]:
 
 
 def _compare_environment(training: Training, checkpoint: Checkpoint) -> bool:
-    from holdfast.state import tree
-
     here = tree.decode(training.environment(), lambda *_: None)
     changes = environment.differences(checkpoint.environment, here)
     if changes:

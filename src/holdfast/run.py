@@ -82,8 +82,10 @@ class Run:
                     f"{name}={value!r}: expected {kind.__name__}(…), like {kind.__name__}({_EXAMPLES[name]}).",
                     found=value,
                 )
-        if init is not None and not (
-            isinstance(init, Mapping) and all(isinstance(where, str | os.PathLike) for where in init.values())
+        sources: Any = init
+        if sources is not None and not (
+            isinstance(sources, Mapping)
+            and all(isinstance(where, str | os.PathLike) for where in sources.values())
         ):
             raise UsageError(
                 f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init

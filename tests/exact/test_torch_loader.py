@@ -272,21 +272,24 @@ def train(batch):
 
 
 def run_epoch(src, items, done, batches=0, order=None, saves=None):
-    while True:
+    def save():
         if saves is not None:
-            saves.append(
-                pickle.dumps((order, Skip(batches, src.samples_out, src.state()), read(src.generators())))
-            )
-        try:
-            batch = next(items)
-        except StopIteration:
-            return
+            skip = Skip(batches, src.samples_out, src.state())
+            saves.append(pickle.dumps((order, skip, read(src.generators()))))
+
+    save()
+    for batch in items:
         batches += 1
         done.append(train(batch))
+        save()
+    save()
 
 
 def run_straight(make, epochs=3):
-    """Batches per epoch, the saves at each boundary of each epoch, and the streams at each epoch's end."""
+    """Batches per epoch, the saves of each epoch, and the streams at each epoch's end.
+
+    An epoch's saves are those at its boundaries 0 ... N and one after the end was noticed.
+    """
     seed(1)
     src = source(make())
     epochs_done, saves, ends = [], [], []
@@ -326,7 +329,7 @@ def run_resumed(make, save, epochs_left, before=None):
 def check(make, epoch, cuts, *, epochs=3, straight=None, before=None):
     done, saves, ends = straight or run_straight(make, epochs)
     last = len(done[epoch])
-    for k in sorted({min(cut, last) if cut >= 0 else last + 1 + cut for cut in cuts}):
+    for k in sorted({min(cut, last) if cut >= 0 else last + 2 + cut for cut in cuts}):
         resumed, resumed_ends, _ = run_resumed(make, saves[epoch][k], epochs - 1 - epoch, before)
         assert resumed[0] == done[epoch][k:], f"the rest of epoch {epoch} after batch {k}"
         assert resumed[1:] == done[epoch + 1 :], f"the epochs after {epoch}, cut at batch {k}"
@@ -339,7 +342,7 @@ def test_cut_anywhere(case):
     """A resumed epoch without workers gives the straight run's batches and leaves its random streams."""
     straight = run_straight(CASES[case])
     for epoch in (0, 1):
-        check(CASES[case], epoch, (0, 1, 3, -2, -1), straight=straight)
+        check(CASES[case], epoch, (0, 1, 3, -3, -2, -1), straight=straight)
 
 
 @pytest.mark.parametrize("case", WORKER_CASES)
@@ -347,7 +350,7 @@ def test_cut_anywhere_with_workers(case):
     """A resumed epoch with two workers gives the straight run's batches and leaves its random streams."""
     straight = run_straight(WORKER_CASES[case])
     check(WORKER_CASES[case], 0, (0, 3), straight=straight)
-    check(WORKER_CASES[case], 1, (0, 3, -2, -1), straight=straight)
+    check(WORKER_CASES[case], 1, (0, 3, -3, -2, -1), straight=straight)
 
 
 @pytest.mark.parametrize("case", ["shuffled", "persistent", "torchdata, persistent"])
@@ -364,6 +367,23 @@ def test_between_epochs(case):
         assert again == done[epoch]
         assert read(src.generators()) == ends[epoch]
     src.close()
+
+
+@pytest.mark.parametrize("case", ["persistent", "torchdata, persistent"])
+def test_a_source_for_each_epoch(case):
+    """Persistent workers go on from epoch to epoch, also from one source of the loader to the next."""
+    make = WORKER_CASES[case]
+    done, _, ends = run_straight(make)
+    seed(1)
+    loader, kept = make(), []
+    for epoch in range(3):
+        again, src = [], source(loader)
+        run_epoch(src, src.start(None), again)
+        assert (again, read(src.generators())) == (done[epoch], ends[epoch])
+        kept.append([worker.pid for worker in loader._iterator._workers])
+    src.close()
+    assert kept[0] == kept[1] == kept[2]
+    assert loader._iterator is None
 
 
 @pytest.mark.parametrize("case", ["persistent", "torchdata, persistent"])

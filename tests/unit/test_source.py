@@ -111,6 +111,24 @@ def test_state_of_an_object():
     assert "1 batch is fetched and thrown away" in src.warnings(Skip(1, 1))[0]
 
 
+class Endless(Stateful):
+    """Forgets at its end that it is there."""
+
+    def __len__(self):
+        return 5
+
+    def state_dict(self):
+        return {"at": self.at % 5}
+
+
+def test_object_at_its_end():
+    """An object whose state at the end of an epoch is that of a beginning does not begin again."""
+    src = generic_source(Endless())
+    assert list(src.start(None)) == [0, 1, 2, 3, 4]
+    assert list(generic_source(Endless()).start(Skip(5, 5, src.state()))) == []
+    assert list(generic_source(Endless()).start(Skip(4, 4, {"at": 4}))) == [4]
+
+
 def test_what_is_said():
     """That batches are thrown away is said of an iterable, and nothing of a sequence or a fresh epoch."""
     assert "3 batches are fetched and thrown away" in generic_source(Plain()).warnings(Skip(3, 3))[0]

@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from holdfast import files
 from holdfast.errors import StorageError, UsageError
 from holdfast.payload import staging, threads, writer
 from holdfast.payload.array import HostArray, LazyArray
+from holdfast.payload.filling import Filling
 from holdfast.payload.layout import plan
 from holdfast.payload.writer import Save
 
@@ -230,6 +232,27 @@ def test_lazy_arrays_are_opened_once(tmp_path):
     assert np.array_equal(found["wide"], wide.T)
     assert np.array_equal(found["small"], small.T)
     assert sorted(calls) == ["small", "wide"]
+
+
+def test_a_copy_of_an_array_goes_when_its_last_block_is_filled():
+    """The transient copy of an array is freed with the last block that needs it, before the others are filled."""
+    made = []
+
+    def make():
+        copy = np.zeros(5 * BLOCK, np.uint8)
+        made.append(weakref.ref(copy))
+        return copy
+
+    names = ["a", "b"]
+    layout = plan({"m": {name: LazyArray("U8", (5 * BLOCK,), 5 * BLOCK, make) for name in names}})
+    filling = Filling(layout, BLOCK)
+    target = np.empty(BLOCK, np.uint8)
+    ends = [segment.stop for segment in layout.files[0].segments]
+    for number in range(-(-layout.total_bytes // BLOCK)):
+        filling.fill(0, number, target)
+        done = sum(end <= (number + 1) * BLOCK for end in ends)
+        assert [copy() is None for copy in made[:done]] == [True] * done
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("room", [None, 1 << 30])

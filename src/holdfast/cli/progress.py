@@ -57,6 +57,8 @@ def _bar(label: str, total: int) -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    # Lines printed meanwhile go above the bar, unless they go into a file or a pipe.
+    redirect = sys.stdout.isatty()
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
         task = bar.add_task(text.shorten_middle(text.line_of(label), 20), total=total)
         yield lambda count: bar.advance(task, count)

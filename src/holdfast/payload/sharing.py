@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -25,8 +24,7 @@ def share(jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
 class _Shared(Generic[Job]):
     def __init__(self, jobs: deque[Job], work: Callable[[Job], None]) -> None:
         self.jobs, self.work = jobs, work
-        self.changed = threading.Condition()
-        self.helping = 0
+        self.helpers: list[threads.Ticket] = []  # one for each thread that came to help
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -36,7 +34,7 @@ class _Shared(Generic[Job]):
             self._drain()
         except BaseException as error:
             self._stop(error)
-        # No job is left, so a helper that comes from here on does nothing. Those at work write to
+        # No job is left, so a helper that comes from here on finds nothing. Those at work write to
         # the caller's memory: an interrupt must not let it go before they have finished.
         while not self._alone():
             pass
@@ -45,36 +43,31 @@ class _Shared(Generic[Job]):
 
     def _alone(self) -> bool:
         try:
-            with self.changed:
-                while self.helping:
-                    self.changed.wait()
+            for ticket in self.helpers:
+                ticket.join()
         except BaseException as error:
             self._stop(error)
             return False
         return True
 
     def _help(self) -> None:
-        with self.changed:
-            self.helping += 1
+        ticket = threads.Ticket()
+        self.helpers.append(ticket)  # before it takes a job
         try:
             self._drain()
         except BaseException as error:
             self._stop(error)
-        finally:
-            with self.changed:
-                self.helping -= 1
-                self.changed.notify_all()
+        ticket.finish()
 
     def _drain(self) -> None:
         while True:
-            with self.changed:
-                if not self.jobs:
-                    return
+            try:
                 job = self.jobs.popleft()
+            except IndexError:
+                return
             self.work(job)
 
     def _stop(self, error: BaseException) -> None:
-        with self.changed:
-            self.jobs.clear()
-            if self.error is None:
-                self.error = error
+        self.jobs.clear()
+        if self.error is None:
+            self.error = error

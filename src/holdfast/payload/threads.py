@@ -5,6 +5,10 @@ written. These threads are not daemons: the interpreter joins them, before `atex
 to end by themselves: a watcher waits for the main thread's end and tells the others, who finish
 what is queued and return.
 
+A Ctrl-C may hit the main thread anywhere in here. `threading.Condition` and `Event` are written in
+Python and can be left locked by it, which would hang everyone else; so what the main thread
+touches are plain locks and `SimpleQueue`, which are not interrupted half-way.
+
 There are two crews: "blocks" copies, digests, reads and writes; "publish" has one thread, whose
 tasks may wait for tasks of the other. A task of "blocks" must not wait for another of "blocks".
 """
@@ -13,8 +17,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Literal
 
 from holdfast.errors import UsageError
@@ -26,21 +30,22 @@ Task = Callable[[], object]
 class Ticket:
     """The receipt for a task: whether it is done, and the error it ended with, if any."""
 
-    __slots__ = ("_done", "_error", "_pid")
+    __slots__ = ("_done", "_error", "_pid", "_waiters")
 
     def __init__(self) -> None:
-        self._done = threading.Event()
+        self._done = False
         self._error: BaseException | None = None
         self._pid = os.getpid()
+        self._waiters: list[threading.Lock] = []
 
     @property
     def done(self) -> bool:
-        return self._done.is_set()
+        return self._done
 
     @property
     def error(self) -> BaseException | None:
         """What the task ended with; None while it runs and when it succeeded."""
-        return self._error if self.done else None
+        return self._error if self._done else None
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the task is done and raises what it raised; Ctrl-C interrupts the wait.
@@ -57,18 +62,28 @@ class Ticket:
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits as `wait` does, and leaves the task's error for somebody else."""
-        if not self.done and self._pid != os.getpid():
+        if self._done:
+            return True
+        if self._pid != os.getpid():
             raise UsageError(
                 f"This work belongs to process {self._pid}; process {os.getpid()} was forked from it and does not "
                 f"see its end. Wait for it where it was started."
             )
-        return self._done.wait(timeout)
+        # A lock of one's own, released once: an interrupted waiter leaves nothing behind that
+        # another could hang on. `finish` sets the flag first, so one of the two sees the other.
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        return self._done or waiter.acquire(timeout=-1 if timeout is None else timeout)
 
     def finish(self, error: BaseException | None = None) -> None:
         """Marks the task as done; only the first call counts."""
-        if not self.done:
-            self._error = error
-            self._done.set()
+        if self._done:
+            return
+        self._error = error
+        self._done = True
+        for waiter in self._waiters:
+            waiter.release()
 
 
 class _Team:
@@ -76,49 +91,55 @@ class _Team:
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
-        self.changed = threading.Condition(threading.Lock())
-        self.queue: deque[tuple[Task, Ticket]] = deque()
-        self.alive = 0
-        self.ending = False
+        self.lock = threading.Lock()
+        self.queue: SimpleQueue[tuple[Task, Ticket] | None] = SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.ended = False
 
     def put(self, task: Task, ticket: Ticket) -> bool:
         """Queues a task; False when no thread will come for it any more."""
-        with self.changed:
-            if not self.alive and not self._start():
+        with self.lock:
+            if self.ended or not (self.threads or self._start()):
                 return False
-            self.queue.append((task, ticket))
-            self.changed.notify()
+            self.queue.put((task, ticket))
             return True
 
     def _start(self) -> bool:
-        if self.ending or not threading.main_thread().is_alive():
-            return False
         for number in range(self.size):
             thread = threading.Thread(target=self._work, name=f"holdfast-{self.name}-{number}", daemon=False)
-            try:
-                thread.start()
-            except RuntimeError:  # the system's limit of threads, or the interpreter began to end
+            if not _started(thread):
                 break
-            self.alive += 1
-        return self.alive > 0
+            self.threads.append(thread)
+        return bool(self.threads)
 
     def end(self) -> None:
-        with self.changed:
-            self.ending = True
-            self.changed.notify_all()
+        """Lets the threads finish what is queued, and waits for them."""
+        with self.lock:
+            self.ended = True
+            self.queue.put(None)
+        for thread in self.threads:
+            thread.join()
 
     def _work(self) -> None:
         while True:
-            with self.changed:
-                while not self.queue and not self.ending:
-                    self.changed.wait()
-                if not self.queue:
-                    self.alive -= 1
-                    return
-                task, ticket = self.queue.popleft()
-            _run(task, ticket)
+            item = self.queue.get()
+            if item is None:
+                self.queue.put(None)  # for the next of the team
+                return
+            _run(*item)
             # An idle thread must not keep the last task's arrays alive.
-            del task, ticket
+            del item
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Starts a thread; False after the main thread's end, or when the system has no more."""
+    if not threading.main_thread().is_alive():
+        return False
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _run(task: Task, ticket: Ticket) -> None:
@@ -142,18 +163,16 @@ class _Process:
     def watch(self) -> bool:
         """Starts the watcher, once, before any other thread; False when it is too late for that."""
         with self.lock:
-            if not self.watched and threading.main_thread().is_alive():
-                try:
-                    threading.Thread(target=self._await_end, name="holdfast-watch", daemon=False).start()
-                except RuntimeError:
-                    return False
-                self.watched = True
+            if not self.watched:
+                thread = threading.Thread(target=self._await_end, name="holdfast-watch", daemon=False)
+                self.watched = _started(thread)
             return self.watched
 
     def _await_end(self) -> None:
         threading.main_thread().join()
-        for team in self.teams.values():
-            team.end()
+        # In this order: what is being published may still need the other crew.
+        self.teams["publish"].end()
+        self.teams["blocks"].end()
 
 
 _process = _Process()
@@ -177,7 +196,8 @@ def submit(crew: Crew, task: Task) -> Ticket:
     """Gives a task to a crew; its error, whatever it is, waits in the ticket.
 
     Tasks start in the order in which they came. After the main thread's end no thread is
-    started: if the crew has none, the task runs here and is done when this returns.
+    started: if the crew has none, or has gone home, the task runs here and is done when this
+    returns.
     """
     ticket = Ticket()
     process = _process

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from holdfast.errors import UsageError
+from holdfast.errors import FormatError, HoldfastError, UsageError
 from holdfast.state import adapters, tree
 from holdfast.state.part import FLAT, PartState, Plan, SavedPart
 
@@ -83,14 +84,11 @@ def plan_restore(
     """
     kind = kind_of(thing)
     if kind is not None and kind.partition(".")[0] in adapters.FRAMEWORKS:
-        adapters.edge(kind.partition(".")[0]).plan_restore(thing, kind, part, plan, peers, keep=keep)
+        with _reading(part):
+            adapters.edge(kind.partition(".")[0]).plan_restore(thing, kind, part, plan, peers, keep=keep)
     elif kind in ("random.Random", "numpy.Generator"):
         _check_kind(part, kind)
-        arrays = _arrays()
-        if kind == "random.Random":
-            plan.after(lambda: arrays.set_python_state(part.skeleton, thing))
-        else:
-            plan.after(lambda: arrays.set_generator_state(thing, part.skeleton))
+        plan.after(lambda: _set_generator(thing, kind, part))
     elif kind == "object":
         finish = plan.value(part)
         plan.after(lambda: thing.load_state_dict(finish()))
@@ -106,6 +104,30 @@ def plan_restore(
             f"returned by restore() and load().",
             found=type(thing).__name__,
         )
+
+
+def _set_generator(thing: Any, kind: str, part: SavedPart) -> None:
+    with _reading(part):
+        if kind == "random.Random":
+            _arrays().set_python_state(part.skeleton, thing)
+        else:
+            _arrays().set_generator_state(thing, part.skeleton)
+
+
+@contextlib.contextmanager
+def _reading(part: SavedPart) -> Iterator[None]:
+    """Turns what Python raises over a strange skeleton into a `FormatError` that names the part."""
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except tree.WRONG_CONTENT as error:
+        raise FormatError(
+            f"{part.where}: the part {part.name!r} is not what a {part.kind} is stored as "
+            f"({type(error).__name__}: {error}). Next: load(parts=[{part.name!r}]) shows what it holds.",
+            path=part.where,
+            found=part.kind,
+        ) from error
 
 
 def _check_kind(part: SavedPart, kind: str) -> None:

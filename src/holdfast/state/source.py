@@ -236,6 +236,12 @@ _WORDS = {
     "workers": "the number of loader workers",
 }
 
+_NOTES = {
+    "batch_size": "The batch size was {was} and is {now} now: the same samples are passed over, and the "
+    "rest of the epoch comes in batches of {now}.",
+    "drop_last": "drop_last was {was} and is {now} now: the end of the interrupted epoch differs.",
+}
+
 
 def compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """How the loader differs from the one of the interrupted epoch: errors, warnings.
@@ -243,27 +249,20 @@ def compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     An error means that the epoch cannot be continued with this loader. What either side does
     not know (None, or a key that it does not have) is not compared.
     """
-    errors: list[str] = []
-    for key, words in _WORDS.items():
-        was, now = saved.get(key), current.get(key)
-        if was is None or now is None or was == now:
-            continue
-        errors.append(
-            f"The loader differs from that of the interrupted epoch: {words} was {_shown(was)} and is "
-            f"{_shown(now)} now. Make it as it was, or pass changed=['loader'] to go on with the new one."
-        )
-        if key == "kind":
-            return errors, []
-    notes: list[str] = []
-    was, now = saved.get("batch_size"), current.get("batch_size")
-    if None not in (was, now) and was != now:
-        notes.append(
-            f"The batch size was {was} and is {now} now: the same samples are passed over, and the rest of "
-            f"the epoch comes in batches of {now}."
-        )
-    was, now = saved.get("drop_last"), current.get("drop_last")
-    if None not in (was, now) and was != now:
-        notes.append(f"drop_last was {was} and is {now} now: the end of the interrupted epoch differs.")
+    changes = {
+        key: (saved[key], current[key])
+        for key in (*_WORDS, *_NOTES)
+        if None not in (saved.get(key), current.get(key)) and saved[key] != current[key]
+    }
+    if "kind" in changes:  # nothing else can be compared
+        changes = {"kind": changes["kind"]}
+    errors = [
+        f"The loader differs from that of the interrupted epoch: {_WORDS[key]} was {_shown(was)} and is "
+        f"{_shown(now)} now. Make it as it was, or pass changed=['loader'] to go on with the new one."
+        for key, (was, now) in changes.items()
+        if key in _WORDS
+    ]
+    notes = [_NOTES[key].format(was=was, now=now) for key, (was, now) in changes.items() if key in _NOTES]
     return errors, notes
 
 

@@ -217,7 +217,7 @@ def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
         return _decode_tagged(tag, content, skeleton, leaf, where)
     except FormatError:
         raise
-    except _WRONG_CONTENT as error:
+    except WRONG_CONTENT as error:
         raise FormatError(
             f"{where}: a value tagged {tag!r} is not what that tag holds: {error}.", found=tag
         ) from error
@@ -225,7 +225,7 @@ def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
 
 # What Python, NumPy and torch raise when they are given something else than they expect
 # (RuntimeError: torch; SyntaxError: NumPy, of a dtype like "f4,(").
-_WRONG_CONTENT = (
+WRONG_CONTENT = (
     TypeError,
     ValueError,
     KeyError,
@@ -300,7 +300,11 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
     if tag == "namedtuple":
         kind = _loaded_class(skeleton["class"])
         known = isinstance(kind, type) and issubclass(kind, tuple)
-        if known and list(getattr(kind, "_fields", ())) == skeleton["fields"] and len(value) == len(kind._fields):
+        if (
+            known
+            and list(getattr(kind, "_fields", ())) == skeleton["fields"]
+            and len(value) == len(kind._fields)
+        ):
             return tuple.__new__(kind, value)
         return tuple(value)
     if tag == "deque":

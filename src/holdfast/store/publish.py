@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -165,10 +164,15 @@ def _overlaps(parts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                     (str(identity[0]), identity[1], identity[1] + identity[2], f"{part}/{name}", identity)
                 )
     spans.sort(key=lambda span: span[:3])
-    found = []
-    for one, other in itertools.pairwise(spans):
-        if one[0] == other[0] and other[1] < one[2] and one[4] != other[4]:
-            found.append([one[3], other[3]])
+    found: list[list[str]] = []
+    widest = spans[0] if spans else None  # of those so far on its device, the one that reaches furthest
+    for span in spans[1:]:
+        if widest is not None and widest[0] == span[0] and span[1] < widest[2]:
+            if widest[4] != span[4]:
+                found.append([widest[3], span[3]])
+            if span[2] <= widest[2]:
+                continue
+        widest = span
     return found
 
 

@@ -59,7 +59,9 @@ def plan_restore(
     elif kind == "torch.Optimizer":
         optimizers.plan_restore(thing, part, plan, peers, keep=keep)
     else:
-        plan.after(lambda: thing.set_state(_unhex(part.skeleton["state"])))
+        state = _unhex(part.skeleton["state"])
+        thing.clone_state().set_state(state)  # tried on another first: nothing live has been touched yet
+        plan.after(lambda: thing.set_state(state))
 
 
 def plan_restore_options(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -90,7 +90,9 @@ def plan_restore(module: nn.Module, part: SavedPart, plan: Plan, *, partial: boo
 
     `partial` is for a saved part that deliberately holds some of the parameters only.
     """
-    if not _writes_through(module):
+    if part.flat is None:
+        _check_mapping(part, type(module).__name__)
+    if not _writes_through(module) or (part.flat is None and "$" in part.content):
         _plan_through_loader(module, part, plan)
         return
     clean = cleaner(module)
@@ -131,6 +133,17 @@ def match(
                 plan.lack(part.name, name)
 
 
+def _check_mapping(part: SavedPart, target: str) -> None:
+    value = part.value(lambda *_: None)
+    if not isinstance(value, Mapping) or not all(type(key) is str for key in value):
+        raise UsageError(
+            f"{part.where}: the part {part.name!r} is a {type(value).__name__}, not the state of a module: a {target} "
+            f"cannot take it. Next: load(parts=[{part.name!r}]) returns its value.",
+            expected="torch.Module",
+            found=part.kind,
+        )
+
+
 def _plan_extra(
     module: nn.Module, clean: Callable[[str], str], part: SavedPart, live: dict[str, Any], plan: Plan
 ) -> None:
@@ -153,14 +166,14 @@ def _plan_extra(
 
     plan.after(restore)
     for name in wanted:
-        if name not in part.skeleton:
+        if name not in part.content:
             plan.lack(part.name, name)
 
 
 def _extra_of(part: SavedPart) -> SavedPart:
     extra = {
         name: value
-        for name, value in part.skeleton.items()
+        for name, value in part.content.items()
         if not (isinstance(value, dict) and value.get("$") == "torch" and value.get("v") == name)
     }
     return SavedPart(part.name, part.kind, extra, part.entries, part.where)
@@ -168,6 +181,11 @@ def _extra_of(part: SavedPart) -> SavedPart:
 
 def _writes_through(module: nn.Module) -> bool:
     """Whether writing into the tensors of `state_dict()` is all that loading would do."""
+    if any(
+        isinstance(p, nn.parameter.UninitializedTensorMixin)
+        for p in (*module.parameters(), *module.buffers())
+    ):
+        return False  # a lazy module takes its shapes from what it loads
     memory = {tensor.data_ptr() for tensor in module.parameters()} | {b.data_ptr() for b in module.buffers()}
     for child in module.modules():
         own = type(child)
@@ -195,10 +213,12 @@ def _plan_through_loader(module: nn.Module, part: SavedPart, plan: Plan) -> None
         except (RuntimeError, KeyError, ValueError) as error:
             raise MismatchError(
                 f"{part.where}: part {part.name!r} does not fit {type(target).__name__}, whose own loading "
-                f"code says: {error}",
+                f"code says: {error}. Parts of it may have been overwritten already: do not use it. "
+                f"Next: build it as it was saved.",
                 missing=[],
                 unexpected=[],
                 different=[],
+                target_changed=True,
             ) from error
 
     plan.after(restore)

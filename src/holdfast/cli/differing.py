@@ -1,0 +1,165 @@
+"""`holdfast diff`: two checkpoints compared bit by bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from holdfast.checkpoint import open_checkpoint
+from holdfast.cli import text
+from holdfast.cli.options import command, json_option, print_json
+from holdfast.cli.progress import reading
+from holdfast.comparison import ABSENT, ArrayDifference, Comparison, ValueDifference, bytes_to_read, compare
+from holdfast.format import card
+
+_SHOWN = 20  # of each kind
+# They differ between any two checkpoints, so a person is not told.
+_EXPECTED = ("name", "run", "sequence", "created", "environment/pid", "environment/git/dirty")
+_VALUE = 28  # columns for a value
+
+
+@command("diff")
+@click.argument("left", metavar="REF_A")
+@click.argument("right", metavar="REF_B")
+@click.option(
+    "--exit-code", is_flag=True, help="End with 1 when the states differ, with 0 when they are equal."
+)
+@click.option("--all", "everything", is_flag=True, help=f"List all differences, not only {_SHOWN} of a kind.")
+@json_option
+@click.pass_context
+def diff_command(
+    ctx: click.Context, left: str, right: str, exit_code: bool, everything: bool, as_json: bool
+) -> None:
+    """Compare two checkpoints bit by bit: arrays, plain values, random streams, progress.
+
+    Time, host, run, command, config and metrics are metadata: they are shown and do not count.
+    """
+    a, b = open_checkpoint(left), open_checkpoint(right)
+    with reading("diff", bytes_to_read(a, b)) as progress:
+        found = compare(a, b, progress)
+    if as_json:
+        print_json(_content(found))
+    else:
+        for side, checkpoint in (("A", a), ("B", b)):
+            at = checkpoint.progress
+            into = (
+                f", {text.plural(at.batch, 'batch')[:-1] + 'es' if at.batch != 1 else '1 batch'} into the next"
+                if at.batch
+                else ""
+            )
+            click.echo(f"{side}  {text.clean(checkpoint.path)}")
+            click.echo(f"   epoch {at.epoch}, step {at.step:,}{into}")
+        limit = None if everything else _SHOWN
+        _print_state(found, limit)
+        _print_metadata(found, limit)
+    ctx.exit(1 if exit_code and not found.equal else 0)
+
+
+def _print_state(found: Comparison, limit: int | None) -> None:
+    compared = f"{text.plural(found.arrays, 'array')} ({found.bytes:,} bytes) and {text.plural(found.values, 'value')}"
+    click.echo()
+    if found.equal:
+        click.echo(f"Equal, bit for bit: {compared} in {', '.join([*found.parts, 'progress'])}.")
+        return
+    click.echo(
+        f"DIFFERENT: {len(found.array_differences):,} of {text.plural(found.arrays, 'array')} and "
+        f"{len(found.value_differences):,} of {text.plural(found.values, 'value')}"
+        f"{_only(found)}."
+    )
+    if found.array_differences:
+        click.echo()
+        rows = [_array_row(difference) for difference in found.array_differences[:limit]]
+        columns = ["ARRAY", "ELEMENTS THAT DIFFER", "MAX ABS", "MAX REL"]
+        for line in text.table(columns, rows, right=columns[1:], flexible={"ARRAY": 20}):
+            click.echo(line)
+        _more(len(found.array_differences), limit)
+    for side, names in (("A", found.only_left), ("B", found.only_right)):
+        if names:
+            click.echo(f"\nOnly in {side}:")
+            for name in names[:limit]:
+                click.echo(f"  {text.clean(name)}")
+            _more(len(names), limit)
+    if found.value_differences:
+        click.echo()
+        _print_values("VALUE", found.value_differences, limit)
+
+
+def _only(found: Comparison) -> str:
+    count = len(found.only_left) + len(found.only_right)
+    return f"; {text.plural(count, 'name')} only on one side" if count else ""
+
+
+def _array_row(difference: ArrayDifference) -> list[str]:
+    if difference.differing is None:
+        return [difference.name, f"{difference.left} → {difference.right}", "", ""]
+    differing = f"{difference.differing:,} of {difference.elements:,}"
+    if difference.nonfinite:
+        differing += f" ({difference.nonfinite:,} NaN or inf)"
+    return [difference.name, differing, _figure(difference.max_abs), _figure(difference.max_rel)]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _print_metadata(found: Comparison, limit: int | None) -> None:
+    told = [difference for difference in found.metadata if difference.name not in _EXPECTED]
+    if told:
+        click.echo("\nMetadata that differs (it does not count):")
+        _print_values("METADATA", told, limit)
+
+
+def _print_values(title: str, differences: list[ValueDifference], limit: int | None) -> None:
+    rows = [
+        [difference.name, _shown(difference.left), _shown(difference.right)]
+        for difference in differences[:limit]
+    ]
+    for line in text.table(["A", "B"] and [title, "A", "B"], rows, flexible={title: 20, "A": 12, "B": 12}):
+        click.echo(line)
+    _more(len(differences), limit)
+
+
+def _more(count: int, limit: int | None) -> None:
+    if limit is not None and count > limit:
+        click.echo(f"… and {count - limit:,} more: --all")
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "(absent)"
+    plain = card.plain(value)
+    shown = plain if isinstance(plain, str) else json.dumps(plain, default=str)
+    if len(shown) > 200:  # the words of a random stream
+        return f"{shown[:12]}… ({len(shown):,} characters)"
+    return text.shorten_middle(text.line_of(shown), _VALUE)
+
+
+def _content(found: Comparison) -> dict[str, Any]:
+    def values(differences: list[ValueDifference]) -> list[dict[str, Any]]:
+        # A side that lacks the value lacks the key.
+        return [
+            {
+                "name": difference.name,
+                **({} if difference.left is ABSENT else {"left": card.plain(difference.left)}),
+                **({} if difference.right is ABSENT else {"right": card.plain(difference.right)}),
+            }
+            for difference in differences
+        ]
+
+    return {
+        "equal": found.equal,
+        "left": found.left,
+        "right": found.right,
+        "parts": found.parts,
+        "arrays": found.arrays,
+        "bytes": found.bytes,
+        "values": found.values,
+        "array_differences": [dataclasses.asdict(difference) for difference in found.array_differences],
+        "value_differences": values(found.value_differences),
+        "only_left": found.only_left,
+        "only_right": found.only_right,
+        "metadata": values(found.metadata),
+    }

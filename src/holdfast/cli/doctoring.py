@@ -1,0 +1,87 @@
+"""`holdfast doctor`: what decides whether and how fast trainings are saved here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from holdfast.cli import text
+from holdfast.cli.options import command, json_option, print_json
+from holdfast.doctor import Report, Storage, examine, suggested_interval
+
+
+@command("doctor")
+@click.argument("place", metavar="[RUN]", default=".")
+@click.option("--no-write", is_flag=True, help="Leave out the test write (up to 256 MiB, removed at once).")
+@json_option
+def doctor_command(place: str, no_write: bool, as_json: bool) -> None:
+    """Examine versions, storage, save cost and Slurm, for a run or for any directory."""
+    report = examine(place, write=not no_write)
+    if as_json:
+        content = dataclasses.asdict(report)
+        content["storage"]["write_speed"] = report.storage.write_speed
+        content["suggested_interval"] = suggested_interval(report.cost) if report.cost else None
+        print_json(content)
+        return
+    for name, value in _facts(report):
+        click.echo(f"{name:15} {text.clean(value)}")
+    for suggestion in report.suggestions:
+        click.echo()
+        click.echo(click.wrap_text(text.clean(suggestion), text.width(), "- ", "  "))
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in report.versions.items())
+    storage, cost = report.storage, report.cost
+    facts = [
+        ("versions", versions),
+        ("system", f"{report.system}, {text.plural(report.cores, 'core')}"),
+        ("directory", storage.path),
+        ("file system", storage.type),
+        ("directory sync", _works(storage.directory_sync, "new names are durable", "not supported")),
+        ("direct I/O", _works(storage.direct_io, "works", "not supported; writes go through the page cache")),
+        ("free", f"{text.size(storage.free)} of {text.size(storage.total)}{_quota(storage)}"),
+    ]
+    if storage.write_speed is not None:
+        facts.append(
+            (
+                "write speed",
+                f"{text.size(storage.write_speed)}/s durable ({text.size(storage.write_bytes or 0)} in "
+                f"{text.seconds(storage.write_seconds or 0)}, one thread)",
+            )
+        )
+    if report.run is not None:
+        facts.append(("held by", report.holder or "nobody"))
+        facts.append(
+            (
+                "saves",
+                "none in its history yet"
+                if cost is None
+                else (
+                    f"{text.size(cost.bytes)} in {text.seconds(cost.seconds)}; the training is held for "
+                    f"{text.seconds(cost.held_seconds)}, at most {text.seconds(cost.longest_held_seconds)} "
+                    f"(last {cost.saves})"
+                ),
+            )
+        )
+    facts.append(("Slurm", _slurm(report.slurm)))
+    return facts
+
+
+def _works(works: bool | None, yes: str, no: str) -> str:
+    return "not tried" if works is None else yes if works else no
+
+
+def _quota(storage: Storage) -> str:
+    quota = storage.quota
+    if quota is None or quota.limit is None:
+        return "; no quota known"
+    return f"; quota {text.size(quota.used)} of {text.size(quota.limit)} used"
+
+
+def _slurm(seen: dict[str, str]) -> str:
+    facts = {name: value for name, value in seen.items() if name != "sbatch"}
+    if facts:
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+    return f"not in a job; {seen['sbatch']}" if "sbatch" in seen else "not seen"

@@ -1,0 +1,34 @@
+"""`holdfast import` and `holdfast export`: other formats."""
+
+from __future__ import annotations
+
+import click
+
+from holdfast.cli import text
+from holdfast.cli.options import command
+
+
+@command("import")
+@click.argument("source", metavar="SOURCE")
+@click.argument("run", metavar="RUN")
+@click.option("--trust", is_flag=True, help="Allow a source that runs code when it is opened (a pickle).")
+def import_command(source: str, run: str, trust: bool) -> None:
+    """Turn a checkpoint of another format into the first one of a new run.
+
+    A file that would run code when it is opened is refused without --trust.
+    """
+    from holdfast.exchange import import_file
+
+    checkpoint = import_file(source, run, trust=trust)
+    click.echo(f"imported as {text.clean(checkpoint.path)}")
+
+
+@command("export")
+@click.argument("reference", metavar="REF")
+@click.argument("target", metavar="TARGET")
+def export_command(reference: str, target: str) -> None:
+    """Write a checkpoint in another format; the ending of TARGET says which."""
+    from holdfast.exchange import export_file
+
+    export_file(reference, target)
+    click.echo(f"written {text.clean(target)}")

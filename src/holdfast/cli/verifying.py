@@ -1,0 +1,109 @@
+"""`holdfast verify`: every byte of a checkpoint, or of all checkpoints of a run."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from holdfast.checkpoint import Checkpoint, open_checkpoint
+from holdfast.cli import text
+from holdfast.cli.options import command, json_option, print_json
+from holdfast.cli.progress import Progress, reading
+from holdfast.errors import DamagedError, HoldfastError, NotFoundError
+from holdfast.store import catalog
+from holdfast.store.catalog import Entry
+
+
+@command("verify")
+@click.argument("reference", metavar="REF|RUN")
+@json_option
+@click.pass_context
+def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
+    """Read every byte of a checkpoint, or of all checkpoints of a run; name what is damaged.
+
+    Ends with exit code 5 when anything is damaged.
+    """
+    path = os.path.abspath(os.path.expanduser(reference))
+    rows: list[dict[str, Any]] = []
+    if catalog.is_run(path):
+        entries = catalog.scan(path)
+        with reading(os.path.basename(path), sum(entry.size for entry in entries)) as progress:
+            for entry in entries:
+                foreign = entry.problem is not None and entry.manifest is not None
+                rows.append(_row(entry.path, entry.size, _look(entry, progress), foreign=foreign))
+                if not as_json:
+                    _print(rows[-1])
+    else:
+        checkpoint = open_checkpoint(reference)
+        with reading(checkpoint.name, checkpoint.total_bytes()) as progress:
+            rows.append(_row(checkpoint.path, checkpoint.total_bytes(), checkpoint.verify(progress)))
+        if not as_json:
+            _print(rows[-1])
+    bad = [row for row in rows if row["problems"] and row["status"] != "gone"]
+    if as_json:
+        print_json({"damaged": len(bad), "checkpoints": [_json(row) for row in rows]})
+    elif catalog.is_run(path):
+        total = sum(row["size"] for row in rows)
+        click.echo(
+            f"{text.plural(len(rows), 'checkpoint')}, {text.size(total)} read: "
+            f"{f'{len(bad)} not whole' if bad else 'all whole'}"
+        )
+    ctx.exit(_exit_code([problem for row in bad for problem in row["problems"]]))
+
+
+def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
+    problems = [] if entry.problem is None else [entry.problem]
+    if entry.manifest is None:
+        return problems
+    try:
+        return problems + Checkpoint(entry.path).verify(progress)
+    except HoldfastError as error:
+        return [*problems, error]
+
+
+def _row(path: str, size: int, problems: list[HoldfastError], *, foreign: bool = False) -> dict[str, Any]:
+    status = "whole"
+    if problems:
+        gone = not os.path.isdir(path)
+        damaged = any(isinstance(problem, (DamagedError, NotFoundError)) for problem in problems)
+        status = "gone" if gone else "damaged" if damaged else "foreign" if foreign else "unread"
+    return {
+        "name": os.path.basename(path),
+        "path": path,
+        "size": size,
+        "status": status,
+        "problems": problems,
+    }
+
+
+def _print(row: dict[str, Any]) -> None:
+    click.echo(f"{row['status']:8} {text.clean(row['name'])}  {text.size(row['size'])}")
+    if row["status"] == "gone":
+        click.echo("         deleted while it was being read, which is no damage")
+        return
+    for problem in row["problems"]:
+        click.echo(f"         {text.clean(str(problem))}")
+
+
+def _json(row: dict[str, Any]) -> dict[str, Any]:
+    problems = [
+        {
+            "error": type(problem).__name__,
+            "message": str(problem),
+            "file": problem.facts.get("file"),
+            "block": problem.facts.get("block"),
+            "arrays": problem.facts.get("arrays", []),
+        }
+        for problem in row["problems"]
+    ]
+    return {**row, "problems": problems}
+
+
+def _exit_code(problems: list[HoldfastError]) -> int:
+    if not problems:
+        return 0
+    if any(isinstance(problem, (DamagedError, NotFoundError)) for problem in problems):
+        return DamagedError.exit_code
+    return problems[0].exit_code

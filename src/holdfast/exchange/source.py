@@ -1,0 +1,234 @@
+"""A file that some other tool wrote, read as far as it can be believed, without running its code."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast import files
+from holdfast.errors import (
+    DamagedError,
+    FormatError,
+    MismatchError,
+    NotFoundError,
+    UntrustedError,
+)
+from holdfast.format import safetensors
+
+_SAFETENSORS = ".safetensors"
+_HDF5, _ZIP, _LEGACY = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
+_PICKLED_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
+
+
+def read(path: str, *, trust: bool) -> Any:
+    """The content of a torch file, or of a safetensors file (a mapping of names to payload arrays).
+
+    Tensors are mapped from the file where that is possible; do not change it meanwhile.
+
+    Raises:
+        NotFoundError: there is no such file.
+        FormatError: it is something else, or was cut; the message says what it looks like.
+        DamagedError: its own checksums tell that bytes changed.
+        UntrustedError: to read it would run code; the message names it.
+        MismatchError: with `trust`, a class in it cannot be imported.
+
+    """
+    head = _head(path)
+    if path.endswith(_SAFETENSORS) or (head[8:9] == b"{" and head[5:8] == bytes(3)):
+        return _read_safetensors(path)
+    if head.startswith(_ZIP):
+        _check_archive(path)
+    elif not head.startswith(_LEGACY):
+        raise FormatError(
+            f"{path} is no file of torch.save and no safetensors file: {_guess(head)}.", path=path
+        )
+    return _read_torch(path, trust=trust, archive=head.startswith(_ZIP))
+
+
+def _head(path: str) -> bytes:
+    if os.path.isdir(path):
+        raise FormatError(
+            f"{path} is a directory; what can be imported is one file (.pth, .pt, .ckpt, .bin, .safetensors). "
+            f'Next: a Holdfast run or checkpoint needs no import: Run(…, init={{"model": {path!r}}}).',
+            path=path,
+        )
+    if not os.path.exists(path):
+        raise NotFoundError(f"There is no file {path}.", path=path, candidates=[])
+    with files.translated(path, "read"), open(path, "rb") as file:
+        return file.read(512)
+
+
+def _guess(head: bytes) -> str:
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty"
+    if head.startswith(_HDF5):
+        return "it is an HDF5 file, as Keras writes its weights"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer. Next: git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, so its download went wrong. Next: download it again"
+    return f"it begins with {head[:16]!r}"
+
+
+# -- safetensors ---------------------------------------------------------------------------
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    import numpy as np
+
+    from holdfast.payload.array import HostArray
+
+    with files.translated(path, "read"), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        length = safetensors.header_size(prefix, size, path)
+        entries = safetensors.parse_header(prefix + file.read(length - 8), size, path)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = np.frombuffer(mapped, np.uint8)
+    return {
+        name: HostArray(entry.dtype, entry.shape, whole[entry.start : entry.stop])
+        for name, entry in entries.items()
+    }
+
+
+# -- torch files ---------------------------------------------------------------------------
+
+
+def _check_archive(path: str) -> None:
+    """Looks into the ZIP archive, and compares the checksums that torch.load itself does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = {name.partition("/")[2] for name in archive.namelist()}
+            if "data.pkl" not in names:
+                raise FormatError(
+                    f"{path} is a ZIP archive, but torch.save did not make it: it holds "
+                    f"{', '.join(sorted(archive.namelist())[:5])}, …",
+                    path=path,
+                )
+            if "constants.pkl" in names:
+                raise FormatError(
+                    f"{path} is a TorchScript archive (torch.jit.save): a program, not a state. Next: "
+                    f"torch.save(torch.jit.load(path).state_dict(), …), and import that.",
+                    path=path,
+                )
+            broken = [member.filename for member in members if not _whole(archive, member)]
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise FormatError(
+            f"{path} begins like a file of torch.save but is cut or damaged: {error}. Next: copy it again.",
+            path=path,
+        ) from error
+    # torch can be told to write no checksums; then none of them fits.
+    if broken and len(broken) < len(members):
+        raise DamagedError(
+            f"{path} is damaged: the checksum of {', '.join(broken[:5])} in it is wrong (torch.load does not look at "
+            f"it). Nothing was imported. Next: copy it again.",
+            path=path,
+            file=os.path.basename(path),
+            block=None,
+            arrays=broken,
+            expected=None,
+            found=None,
+        )
+
+
+def _whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(member) as file:
+            while file.read(1 << 20):
+                pass
+    except (zipfile.BadZipFile, zlib.error):
+        return False
+    return True
+
+
+def _read_torch(path: str, *, trust: bool, archive: bool) -> Any:
+    import pickle
+
+    import torch
+
+    try:
+        with _harmless(torch):
+            return torch.load(path, map_location="cpu", mmap=archive, weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        found = _PICKLED_GLOBAL.findall(str(error))
+        if trust or not found:
+            raise _unreadable(path, error) from error
+        raise _untrusted(path, _code_in(torch, path, archive=archive) or found) from error
+    except (AttributeError, ImportError) as error:
+        raise _unimportable(path, error) from error
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _code_in(torch: Any, path: str, *, archive: bool) -> list[str]:
+    """All that an archive names and that is not known to be harmless."""
+    if not archive or not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        return []
+    with _harmless(torch):
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+
+
+@contextlib.contextmanager
+def _harmless(torch: Any) -> Iterator[None]:
+    """In the block, NumPy's numbers and a script's arguments are no code: they often lie beside weights."""
+    import argparse
+    import types
+
+    import numpy as np
+
+    if not hasattr(torch.serialization, "safe_globals"):
+        yield
+        return
+    scalar = np.float64(0).__reduce__()[0]
+    rebuild = np.zeros(1).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"}
+    old = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (rebuild, "numpy._core.multiarray._reconstruct"),
+    ]
+    known = [*old, np.ndarray, np.dtype, *kinds, argparse.Namespace, types.SimpleNamespace]
+    with torch.serialization.safe_globals(known):
+        yield
+
+
+def _untrusted(path: str, found: list[str]) -> UntrustedError:
+    return UntrustedError(
+        f"{path} cannot be read without running code that it names: {', '.join(found[:10])}"
+        f"{', …' if len(found) > 10 else ''}. Nothing was run. Next: if you trust whoever made it, use trust=True "
+        f"(--trust); or save it again with state_dicts, numbers and strings only.",
+        path=path,
+        names=found,
+    )
+
+
+def _unimportable(path: str, error: Exception) -> MismatchError:
+    return MismatchError(
+        f"{path} holds objects of a class that cannot be imported here: {error}. Next: put the folder with that "
+        f"code on PYTHONPATH. If the class is in __main__, it was defined in the training script itself: there, "
+        f"save net.state_dict() instead of the network, and import that.",
+        path=path,
+        missing=[str(error)],
+        unexpected=[],
+        different=[],
+    )
+
+
+def _unreadable(path: str, error: Exception) -> FormatError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "weights only load failed" in reason.lower():
+        # torch's advice is to run the code in it; what is wrong stands behind that.
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines()[:1]  # type: ignore[assignment]
+        reason = reason[0] if reason else "it is no pickle that torch.save made"
+    return FormatError(
+        f"{path} is no file that torch.save wrote, or it was cut: {reason} Next: copy it again.", path=path
+    )
