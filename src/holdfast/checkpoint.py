@@ -29,7 +29,7 @@ from holdfast.format.manifest import (
     Progress,
     decode_arrays,
 )
-from holdfast.state import adapters, capture, environment, tree
+from holdfast.state import adapters, capture, environment, garbage, tree
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.store import book, catalog, retention, scratch
 from holdfast.store.publish import Draft, replace
@@ -298,6 +298,7 @@ class Checkpoint:
 
         return self._retrying(restore)
 
+    @garbage.paused()
     def _retrying(self, act: Callable[[], _T]) -> _T:
         """Looks again when the checkpoint was deleted or replaced meanwhile: that is no damage."""
         for _ in range(3):
@@ -315,8 +316,8 @@ class Checkpoint:
         if catalog.is_checkpoint(self.path):
             try:
                 current = Checkpoint(self.path, self._reference)
-            except CheckpointError:  # its own manifest is what is wrong now: the first error says more
-                return False
+            except HoldfastError:  # its own manifest is what is wrong now: the first error says more
+                return stale
         elif self._reference is not None:
             current = open_checkpoint(self._reference)
         else:
@@ -413,6 +414,7 @@ def restore(
     return open_checkpoint(reference).restore(targets, strict=strict)
 
 
+@garbage.paused()
 def save(
     path: str | os.PathLike[str],
     parts: Any,
@@ -445,8 +447,14 @@ def save(
             f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
             path=target,
         )
-    states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
     parent, base = os.path.split(target)
+    if names.parse_checkpoint_name(base) is not None and catalog.is_run(parent):
+        raise UsageError(
+            f"{target} is a checkpoint of the run {parent}, which alone writes such names; it was left alone. "
+            f"Next: choose another name.",
+            path=target,
+        )
+    states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
     files.make_directory(parent)
     numbers = {
         key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0
@@ -474,6 +482,7 @@ def save(
     return Checkpoint(target)
 
 
+@garbage.paused()
 def draft_of(
     parent: str,
     name: str,

@@ -21,7 +21,7 @@ from holdfast.state.part import Plan, SavedPart
 
 # Arrays are read in groups of about so many bytes, so that a block that holds many small ones is
 # read once; a larger array is a group of its own.
-GROUP = 64 << 20
+GROUP = 128 << 20
 
 _NO_STATE = frozenset({"probe"})
 _MAPPINGS = frozenset({"dict", "OrderedDict", "Counter", "defaultdict"})
@@ -112,7 +112,7 @@ class Comparison:
 def compare(a: Checkpoint, b: Checkpoint, progress: Callable[[int], None] | None = None) -> Comparison:
     """Compares two checkpoints; every byte of their state is read and checked.
 
-    Memory: one array of each side, or 64 MiB of small ones.
+    Memory: one array of each side, or 128 MiB of smaller ones.
 
     Args:
         a, b: the left and the right one.
@@ -228,9 +228,9 @@ def same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
-        return a.hex() == b.hex()
+        return bool(a.hex() == b.hex())
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return set(a) == set(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)

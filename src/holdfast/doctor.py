@@ -125,7 +125,7 @@ def examine(directory: str | os.PathLike[str], *, write: bool = True) -> Report:
 def _versions() -> dict[str, str | None]:
     from importlib import metadata
 
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"holdfast": None, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

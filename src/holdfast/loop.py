@@ -32,6 +32,7 @@ class Loop:
         """The manifest of an interrupted epoch, until its batches are entered again."""
         self.first_epoch = True
         self._pid = os.getpid()
+        self._warned: set[str] = set()
 
     # -- entering and leaving ------------------------------------------------------------------
 
@@ -231,9 +232,12 @@ class Loop:
         manifest, self.again = self.again, None
         random = training.restored_random if self.first_epoch else {}
         generators = source.generators()
-        streams.restore_generators(generators, random.get("generators", {}))
         if manifest is not None:
+            streams.restore_generators(generators, random.get("generators", {}))
             resuming.restore_again(training)
+        else:
+            self._look_at(generators, random)
+            streams.restore_untouched(generators, random, training.things.values())
         if manifest is None or position.batch == 0:
             if manifest is not None:
                 streams.restore(random["streams"])
@@ -252,6 +256,23 @@ class Loop:
         streams.restore(random["streams"])
         streams.restore_generators(generators, random["generators"])
         return items
+
+    def _look_at(self, generators: dict[str, Any], random: dict[str, Any]) -> None:
+        """Learns, before an epoch's order is drawn, what the top of the body did to the loader's generators."""
+        training, loader = self.training, self.training.loader
+        here = streams.digests(generators)
+        loader.first = loader.first or random.get("first") or here
+        loader.touched = {**random.get("touched", {}), **loader.touched} | {
+            path: digest != loader.ended[path] for path, digest in here.items() if path in loader.ended
+        }
+        drawn = streams.drawn_from(generators, loader.ended, training.things.values())
+        for path in [path for path in drawn if path not in self._warned]:
+            self._warned.add(path)
+            logger.warning(
+                "The loader's %s is drawn from between two epochs, outside of run.batches(); a training that is "
+                "resumed there cannot repeat that. Next: run.track(order_generator=…) with it, or seed it there.",
+                path,
+            )
 
 
 def _order(generators: dict[str, Any]) -> dict[str, Any]:

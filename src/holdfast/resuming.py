@@ -12,7 +12,7 @@ from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
-from holdfast.state import adapters, capture, environment, streams, tree
+from holdfast.state import adapters, capture, environment, garbage, streams, tree
 from holdfast.state.part import Plan, SavedPart
 from holdfast.store import book, catalog
 from holdfast.training import Position, Training
@@ -113,6 +113,7 @@ def _start_fresh(training: Training) -> None:
     training.init_record = record or None
 
 
+@garbage.paused()
 def _restore(training: Training, path: str) -> Manifest:
     checkpoint = Checkpoint(path)
     manifest, options = checkpoint.manifest, training.options
@@ -125,7 +126,7 @@ def _restore(training: Training, path: str) -> Manifest:
     for name, thing in targets.items():
         capture.plan_restore(thing, checkpoint.saved(name), plan, training.things, keep=_kept(name, applying))
     plan.check_fit(path)
-    values = {
+    values: dict[str, Any] = {
         name: plan.value(checkpoint.saved(name)) for name in ("state", "random", "grads") if name in saved
     }
     answer = None
@@ -139,9 +140,7 @@ def _restore(training: Training, path: str) -> Manifest:
         raise
     training.state.clear()
     training.state.update(_mapping("state", values, path))
-    gradients = _mapping("grads", values, path)
-    for _, edge in adapters.loaded_edges():
-        edge.set_gradients(training.things, gradients)
+    _set_gradients(training, _mapping("grads", values, path))
     training.position = Position.at(manifest.progress)
     training.history = list(manifest.history)
     training.applied = dict(manifest.fresh)
@@ -158,6 +157,11 @@ def _restore(training: Training, path: str) -> Manifest:
     if training.restored_random:  # last: nothing after this may draw from a stream
         _restore_streams(training.restored_random, path)
     return manifest
+
+
+def _set_gradients(training: Training, gradients: Mapping[str, Any]) -> None:
+    for _, edge in adapters.loaded_edges():
+        edge.set_gradients(training.things, gradients)
 
 
 def _mapping(name: str, values: Mapping[str, Any], path: str) -> dict[Any, Any]:
@@ -231,9 +235,10 @@ def restore_again(training: Training) -> None:
     """Restores what is small once more, when the interrupted epoch's batches are entered again.
 
     The top of the epoch's body has just run a second time (``run.state["loss"] = 0.0``); this
-    undoes what it did. Restored are `run.state`, everything with a plain state_dict, the options
-    of optimizers, and all other parts of up to 64 MiB; the names in `fresh` are left alone. The
-    random streams are the caller's, who sets them when the loader has been started.
+    undoes what it did. Restored are `run.state`, pending gradients (``opt.zero_grad()`` stands there,
+    too), everything with a plain state_dict, the options of optimizers, and all other parts of up to
+    64 MiB; the names in `fresh` are left alone. The random streams are the caller's, who sets them
+    when the loader has been started.
     """
     manifest = training.origin
     checkpoint = Checkpoint(f"{training.open().path}/{manifest.name}")
@@ -245,7 +250,9 @@ def restore_again(training: Training) -> None:
             continue
         part = checkpoint.saved(name)
         _plan_again(training, thing, part, plan, _kept(name, applying))
-    state = plan.value(checkpoint.saved("state")) if "state" in saved else dict
+    values: dict[str, Any] = {
+        name: plan.value(checkpoint.saved(name)) for name in ("state", "grads") if name in saved
+    }
     plan.check_fit(checkpoint.path)
     try:
         checkpoint.read(plan)
@@ -253,7 +260,8 @@ def restore_again(training: Training) -> None:
         training.torn = True
         raise
     training.state.clear()
-    training.state.update(state())
+    training.state.update(_mapping("state", values, checkpoint.path))
+    _set_gradients(training, _mapping("grads", values, checkpoint.path))
 
 
 def _plan_again(training: Training, thing: Any, part: SavedPart, plan: Plan, keep: tuple[str, ...]) -> None:

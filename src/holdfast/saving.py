@@ -173,6 +173,8 @@ class Saver:
         earlier = next((e.manifest for e in reversed(before) if e.clean), None)
         if earlier is None or earlier.progress.step >= manifest.progress.step:
             return
+        if _payload_of("grads", manifest) != _payload_of("grads", earlier):
+            return  # gradients are being gathered over several batches
         for part in watched:
             own = _payload_of(part, manifest)
             if own and own == _payload_of(part, earlier) and part not in self._warned_unchanged:

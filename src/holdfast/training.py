@@ -22,7 +22,7 @@ from holdfast.policy.keep import Keep, is_new_best
 from holdfast.saving import Saver
 from holdfast.session import Session
 from holdfast.signals import Signals
-from holdfast.state import adapters, capture, environment, probe, streams, tree
+from holdfast.state import adapters, capture, environment, garbage, probe, streams, tree
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, retention
 
@@ -71,6 +71,12 @@ class LoaderState:
     source: Any = None
     order: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
+    first: dict[str, str] | None = None
+    """Digests of its generators where the run's first epoch began."""
+    touched: dict[str, bool] = dataclasses.field(default_factory=dict)
+    """Whether the top of the last epoch's body seeded or used them."""
+    ended: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of its generators where the last epoch ended."""
 
 
 class Training:
@@ -110,7 +116,8 @@ class Training:
         self._postponed: str | None = None
         self._explicit = False
         self._last_saved: tuple[int, int, int] | None = None
-        self._stepped = False
+        self._stepped: set[str] = set()
+        """The optimizers that stepped since the last batch was handed out."""
         self._hooks: dict[str, Any] = {}
         self._outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
@@ -128,12 +135,9 @@ class Training:
             self.declared[name] = declared
         framework = adapters.home_framework(type(thing))
         if framework is not None:
-            hook = adapters.edge(framework).on_step(thing, self._note_step)
+            hook = adapters.edge(framework).on_step(thing, lambda: self._stepped.add(name))
             if hook is not None:
                 self._hooks[name] = hook
-
-    def _note_step(self) -> None:
-        self._stepped = True
 
     def _release_hook(self, name: str) -> None:
         hook = self._hooks.pop(name, None)
@@ -243,10 +247,12 @@ class Training:
         self.position = Position(epoch=position.epoch + 1, step=position.step)
         self._since = Since(self._since.epochs + 1, self._since.steps, 0.0)
         self.loader.order = None
+        if self.loader.source is not None:
+            self.loader.ended = streams.digests(self.loader.source.generators())
 
     def hand_out(self) -> None:
         """A batch or a step goes to the loop's body."""
-        self._stepped = False
+        self._stepped.clear()
 
     def ask_for_save(self) -> None:
         self._explicit = True
@@ -339,6 +345,7 @@ class Training:
         saver.save(states, manifest, reason)
         self.note_saved()
 
+    @garbage.paused()
     def _capture(self, record: probe.Record | None) -> dict[str, PartState]:
         states = {name: capture.capture(name, thing, self.things) for name, thing in self.things.items()}
         if self.state:
@@ -352,11 +359,11 @@ class Training:
         return states
 
     def _gradients(self) -> dict[str, Any]:
-        if self._stepped or (self.position.batch == 0 and self.position.step == 0):
+        if self.position.batch == 0 and self.position.step == 0:
             return {}
         found: dict[str, Any] = {}
         for _, edge in adapters.loaded_edges():
-            found.update(edge.pending_gradients(self.things))
+            found.update(edge.pending_gradients(self.things, self._stepped))
         return found
 
     def _random(self) -> dict[str, Any]:
@@ -364,6 +371,7 @@ class Training:
         source = self.loader.source
         if source is not None:
             found["generators"] = streams.capture_generators(source.generators())
+            found["first"], found["touched"] = self.loader.first, self.loader.touched
             if self.loader.order is not None:
                 found["order"] = self.loader.order
                 if self.position.batch:

@@ -45,11 +45,7 @@ def diff_command(
     else:
         for side, checkpoint in (("A", a), ("B", b)):
             at = checkpoint.progress
-            into = (
-                f", {text.plural(at.batch, 'batch')[:-1] + 'es' if at.batch != 1 else '1 batch'} into the next"
-                if at.batch
-                else ""
-            )
+            into = f", {text.plural(at.batch, 'batch', 'batches')} into the next epoch" if at.batch else ""
             click.echo(f"{side}  {text.clean(checkpoint.path)}")
             click.echo(f"   epoch {at.epoch}, step {at.step:,}{into}")
         limit = None if everything else _SHOWN
@@ -62,7 +58,9 @@ def _print_state(found: Comparison, limit: int | None) -> None:
     compared = f"{text.plural(found.arrays, 'array')} ({found.bytes:,} bytes) and {text.plural(found.values, 'value')}"
     click.echo()
     if found.equal:
-        click.echo(f"Equal, bit for bit: {compared} in {', '.join([*found.parts, 'progress'])}.")
+        names = ["random streams" if part == "random" else part for part in found.parts]
+        click.echo(f"Equal, bit for bit: {compared}")
+        click.echo(f"of {', '.join(names)} and progress.")
         return
     click.echo(
         f"DIFFERENT: {len(found.array_differences):,} of {text.plural(found.arrays, 'array')} and "
@@ -80,7 +78,7 @@ def _print_state(found: Comparison, limit: int | None) -> None:
         if names:
             click.echo(f"\nOnly in {side}:")
             for name in names[:limit]:
-                click.echo(f"  {text.clean(name)}")
+                click.echo(f"  {text.clean(text.array_name(name))}")
             _more(len(names), limit)
     if found.value_differences:
         click.echo()
@@ -93,12 +91,13 @@ def _only(found: Comparison) -> str:
 
 
 def _array_row(difference: ArrayDifference) -> list[str]:
+    name = text.array_name(difference.name)
     if difference.differing is None:
-        return [difference.name, f"{difference.left} → {difference.right}", "", ""]
+        return [name, f"{difference.left} → {difference.right}", "", ""]
     differing = f"{difference.differing:,} of {difference.elements:,}"
     if difference.nonfinite:
         differing += f" ({difference.nonfinite:,} NaN or inf)"
-    return [difference.name, differing, _figure(difference.max_abs), _figure(difference.max_rel)]
+    return [name, differing, _figure(difference.max_abs), _figure(difference.max_rel)]
 
 
 def _figure(value: float | None) -> str:
@@ -114,10 +113,9 @@ def _print_metadata(found: Comparison, limit: int | None) -> None:
 
 def _print_values(title: str, differences: list[ValueDifference], limit: int | None) -> None:
     rows = [
-        [difference.name, _shown(difference.left), _shown(difference.right)]
-        for difference in differences[:limit]
+        [difference.name, *_pair(difference.left, difference.right)] for difference in differences[:limit]
     ]
-    for line in text.table(["A", "B"] and [title, "A", "B"], rows, flexible={title: 20, "A": 12, "B": 12}):
+    for line in text.table([title, "A", "B"], rows, flexible={title: 20, "A": 12, "B": 12}):
         click.echo(line)
     _more(len(differences), limit)
 
@@ -127,14 +125,28 @@ def _more(count: int, limit: int | None) -> None:
         click.echo(f"… and {count - limit:,} more: --all")
 
 
-def _shown(value: Any) -> str:
+def _pair(left: Any, right: Any) -> tuple[str, str]:
+    """Both values, each in one short line; of long ones the place where they part."""
+    one, other = _line(left), _line(right)
+    if max(len(one), len(other)) <= _VALUE:
+        return one, other
+    letters = enumerate(zip(one, other, strict=False))
+    start = next((i for i, (x, y) in letters if x != y), min(len(one), len(other)))
+    start = 0 if start < _VALUE // 2 else start - 6
+    return _window(one, start), _window(other, start)
+
+
+def _line(value: Any) -> str:
     if value is ABSENT:
         return "(absent)"
     plain = card.plain(value)
-    shown = plain if isinstance(plain, str) else json.dumps(plain, default=str)
-    if len(shown) > 200:  # the words of a random stream
-        return f"{shown[:12]}… ({len(shown):,} characters)"
-    return text.shorten_middle(text.line_of(shown), _VALUE)
+    return text.line_of(plain if isinstance(plain, str) else json.dumps(plain, default=str))
+
+
+def _window(line: str, start: int) -> str:
+    count = f" ({len(line):,} characters)" if len(line) > 200 else ""
+    shown = f"{'…' if start else ''}{line[start:]}"
+    return text.shorten(shown, _VALUE - len(count)) + count
 
 
 def _content(found: Comparison) -> dict[str, Any]:

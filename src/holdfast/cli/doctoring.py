@@ -8,7 +8,7 @@ import click
 
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
-from holdfast.doctor import Report, Storage, examine, suggested_interval
+from holdfast.doctor import Report, SaveCost, Storage, examine, suggested_interval
 
 
 @command("doctor")
@@ -25,7 +25,7 @@ def doctor_command(place: str, no_write: bool, as_json: bool) -> None:
         print_json(content)
         return
     for name, value in _facts(report):
-        click.echo(f"{name:15} {text.clean(value)}")
+        click.echo(click.wrap_text(text.clean(value), text.width(), f"{name:15} ", " " * 16))
     for suggestion in report.suggestions:
         click.echo()
         click.echo(click.wrap_text(text.clean(suggestion), text.width(), "- ", "  "))
@@ -33,7 +33,7 @@ def doctor_command(place: str, no_write: bool, as_json: bool) -> None:
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in report.versions.items())
-    storage, cost = report.storage, report.cost
+    storage = report.storage
     facts = [
         ("versions", versions),
         ("system", f"{report.system}, {text.plural(report.cores, 'core')}"),
@@ -44,29 +44,23 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("free", f"{text.size(storage.free)} of {text.size(storage.total)}{_quota(storage)}"),
     ]
     if storage.write_speed is not None:
-        facts.append(
-            (
-                "write speed",
-                f"{text.size(storage.write_speed)}/s durable ({text.size(storage.write_bytes or 0)} in "
-                f"{text.seconds(storage.write_seconds or 0)}, one thread)",
-            )
-        )
+        took = f"{text.size(storage.write_bytes or 0)} in {text.seconds(storage.write_seconds or 0)}"
+        facts.append(("write speed", f"{text.size(storage.write_speed)}/s durable ({took}, one thread)"))
     if report.run is not None:
         facts.append(("held by", report.holder or "nobody"))
-        facts.append(
-            (
-                "saves",
-                "none in its history yet"
-                if cost is None
-                else (
-                    f"{text.size(cost.bytes)} in {text.seconds(cost.seconds)}; the training is held for "
-                    f"{text.seconds(cost.held_seconds)}, at most {text.seconds(cost.longest_held_seconds)} "
-                    f"(last {cost.saves})"
-                ),
-            )
-        )
+        facts.append(("saves", _cost(report.cost)))
     facts.append(("Slurm", _slurm(report.slurm)))
     return facts
+
+
+def _cost(cost: SaveCost | None) -> str:
+    if cost is None:
+        return "none in its history yet"
+    held = f"{text.seconds(cost.held_seconds)}, at most {text.seconds(cost.longest_held_seconds)}"
+    return (
+        f"{text.size(cost.bytes)} in {text.seconds(cost.seconds)}; the training is held {held} "
+        f"(last {cost.saves})"
+    )
 
 
 def _works(works: bool | None, yes: str, no: str) -> str:

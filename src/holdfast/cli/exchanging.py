@@ -26,9 +26,11 @@ def import_command(source: str, run: str, trust: bool) -> None:
 @command("export")
 @click.argument("reference", metavar="REF")
 @click.argument("target", metavar="TARGET")
-def export_command(reference: str, target: str) -> None:
-    """Write a checkpoint in another format; the ending of TARGET says which."""
+@click.option("--part", metavar="NAME", help="Write this part alone, such as model.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+def export_command(reference: str, target: str, part: str | None, overwrite: bool) -> None:
+    """Write a checkpoint as one file: *.pth (.pt, .ckpt, .bin) or *.safetensors."""
     from holdfast.exchange import export_file
 
-    export_file(reference, target)
+    export_file(reference, target, part=part, overwrite=overwrite)
     click.echo(f"written {text.clean(target)}")

@@ -24,7 +24,7 @@ _WIDE = 150  # columns from which full names are shown
 
 
 @command("ls")
-@click.argument("place", metavar="RUN", default=".")
+@click.argument("place", metavar="[RUN]", default=".")
 @json_option
 def ls_command(place: str, as_json: bool) -> None:
     """List the checkpoints of a run, newest last; or the runs in a directory.
@@ -36,7 +36,7 @@ def ls_command(place: str, as_json: bool) -> None:
     gc.disable()
     path = os.path.abspath(os.path.expanduser(place))
     if catalog.is_run(path):
-        _list_run(path, as_json=as_json)
+        _list_run(path, place, as_json=as_json)
     elif catalog.is_checkpoint(path):
         raise UsageError(f"{path} is a checkpoint, not a run. Next: holdfast show {place}", path=path)
     elif os.path.isdir(path):
@@ -51,7 +51,7 @@ def ls_command(place: str, as_json: bool) -> None:
 # -- a run -------------------------------------------------------------------------------------
 
 
-def _list_run(run: str, *, as_json: bool) -> None:
+def _list_run(run: str, place: str, *, as_json: bool) -> None:
     entries = catalog.scan(run)
     known = catalog.run_keep(run)
     keep = known or Keep()
@@ -74,7 +74,7 @@ def _list_run(run: str, *, as_json: bool) -> None:
         )
         return
     note = f": {text.line_of(about.note)}" if about.note else ""
-    click.echo(text.shorten(f"{text.line_of(os.path.relpath(run))}{note}", text.width()))
+    click.echo(text.shorten(f"{text.line_of(place)}{note}", text.width()))
     if not entries:
         click.echo("no checkpoint yet")
         return
@@ -152,20 +152,21 @@ def _table(
     wide = text.width() >= _WIDE
     names = ["NAME"] if wide else []
     metrics = _metrics(entries, keep)
+    limit = text.width()
     while True:
-        shown = [*columns, *metrics, "MARKS", *names, "KEPT AS"]
-        filled = [
-            [*row, *_values(entry, metrics), end[0], *([str(entry.name)] if wide else []), end[1]]
-            for entry, row, end in zip(entries, rows, closing, strict=True)
-        ]
-        lines = text.table(
-            shown,
-            filled,
-            right=[*columns, *metrics],
-            flexible={"KEPT AS": 16, **dict.fromkeys(metrics, 8), "MARKS": 6},
-        )
         # The metric that decides is shown at any width; of the others as many as fit.
-        if len(metrics) <= 1 or max(map(len, lines)) <= text.width():
+        few = len(metrics) <= 1
+        flexible = {"KEPT AS": 12, **dict.fromkeys(metrics, 8), "MARKS": 6} if few else {"KEPT AS": 20}
+        lines = text.table(
+            [*columns, *metrics, "MARKS", *names, "KEPT AS"],
+            [
+                [*row, *_values(entry, metrics), end[0], *([str(entry.name)] if wide else []), end[1]]
+                for entry, row, end in zip(entries, rows, closing, strict=True)
+            ],
+            right=[*columns, *metrics],
+            flexible=flexible,
+        )
+        if few or max(map(len, lines)) <= limit:
             return lines
         metrics = metrics[:-1]
 
@@ -185,8 +186,8 @@ def _values(entry: Entry, metrics: Sequence[str]) -> list[str]:
 def _brief(reason: str, keep: Keep) -> str:
     """A reason without the figure that stands in the metric's own column."""
     if keep.metric is not None and f"best {keep.metric} " in reason:
-        return reason.split(f" {keep.metric} ")[0]
-    return reason.split(": see ")[0]
+        return reason.partition(f" {keep.metric} ")[0]
+    return reason.partition(": see ")[0]
 
 
 # -- a directory -------------------------------------------------------------------------------

@@ -30,20 +30,36 @@ COMMANDS = {
 }
 
 
+def load(name: str) -> click.Command:
+    """The command of this name; imports its module."""
+    import importlib
+
+    module = importlib.import_module(f"holdfast.cli.{COMMANDS[name][0]}")
+    command: click.Command = getattr(module, f"{name}_command")
+    return command
+
+
+class _PipeClosed(Exception):  # noqa: N818 (no error to whom it concerns)
+    """Nobody reads our output any more."""
+
+
 class Program(click.Group):
     """A group whose commands are loaded at their first use, and whose errors end in exit codes."""
+
+    @property
+    def commands(self) -> dict[str, click.Command]:
+        """All commands; asking for them loads them all."""
+        return {name: load(name) for name in COMMANDS}
+
+    @commands.setter
+    def commands(self, _: object) -> None:
+        """There are no others: click's own constructor sets an empty mapping."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
-            return None
-        import importlib
-
-        module = importlib.import_module(f"holdfast.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
-        return command
+        return load(cmd_name) if cmd_name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -55,13 +71,19 @@ class Program(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = nearest(args[0], COMMANDS)
             raise click.UsageError(
-                f"There is no command {args[0]!r}{f'; {near}' if near else ''}. "
-                f"Commands are {', '.join(COMMANDS)}.",
+                f"There is no command {args[0]!r}.{f' {near[0].upper()}{near[1:]}' if near else ''} "
+                f"Commands are: {', '.join(COMMANDS)}.",
                 ctx,
             )
         return super().resolve_command(ctx, args)
 
-    def main(self, *args: Any, **more: Any) -> NoReturn:  # type: ignore[override]
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeClosed from error  # click itself would make it a failure
+
+    def main(self, *args: Any, **more: Any) -> NoReturn:
         """Runs the program and ends the process: 0, or the exit code of what went wrong."""
         state = more.setdefault("obj", {"debug": bool(os.environ.get("HOLDFAST_DEBUG"))})
         more["standalone_mode"] = False
@@ -74,7 +96,7 @@ class Program(click.Group):
         except (click.Abort, KeyboardInterrupt):
             _say("interrupted")
             code = INTERRUPTED
-        except BrokenPipeError:
+        except (BrokenPipeError, _PipeClosed):
             # Who read the output has seen enough; what is still buffered must not fail at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = PIPE_CLOSED
@@ -126,10 +148,5 @@ def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option(
     "--debug", is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of an error."
 )
-def program() -> None:
+def main() -> None:
     """Look at, check, compare and look after the checkpoints of trainings."""
-
-
-def main() -> NoReturn:
-    """The entry point of the command `holdfast`."""
-    program.main()

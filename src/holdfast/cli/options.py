@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +17,13 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.
     """A command of the program; it takes `--debug` too, wherever the user puts it."""
 
     def make(function: Callable[..., Any]) -> click.Command:
-        made = click.command(name, **settings)(function)
+        made = click.Command(
+            name,
+            callback=function,
+            help=inspect.cleandoc(function.__doc__ or ""),
+            params=[*getattr(function, "__click_params__", ())][::-1],
+            **settings,
+        )
         made.params.append(
             click.Option(
                 ["--debug"],

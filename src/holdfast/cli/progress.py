@@ -35,7 +35,7 @@ def _lines(label: str, total: int) -> Progress:
 
     def tell(count: int) -> None:
         nonlocal done, said
-        done += count
+        done = min(done + count, total)  # a block that two reads share is counted twice
         now = time.monotonic()
         if now - said >= _LINE_SECONDS:
             said = now

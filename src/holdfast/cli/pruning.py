@@ -48,10 +48,10 @@ def prune_command(run: str, yes: bool, as_json: bool, **given: Any) -> None:
         raise NotFoundError(f"{place} is not a run: it has no {book.RUN_FILE}.", path=place, candidates=[])
     keep = _policy(catalog.run_keep(place) or Keep(), given)
     if yes:
+        debris = debris_in(place, catalog.scan(place))
         session = Session.open(place, wait=0, say=logger.info)
         try:
-            # What dead writers left was swept when the lease was taken; this is the rest.
-            debris = debris_in(place, session.entries)
+            # What dead writers left was swept when the lease was taken; this removes the rest.
             verdicts = retention.verdicts(keep, session.entries, prune=True)
             deleted = _delete(session, verdicts, keep, debris)
         finally:

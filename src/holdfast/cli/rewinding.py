@@ -45,5 +45,5 @@ def rewind_command(run: str, reference: str, wait: float, as_json: bool) -> None
     click.echo(f"The next launch resumes from {done.target}.")
     if done.abandoned:
         click.echo(
-            f"Undo: holdfast rewind {text.clean(run)} @seq={int(done.abandoned[-1].partition('_')[0])}"
+            f"Back to the newest: holdfast rewind {text.clean(run)} @seq={int(done.abandoned[-1].partition('_')[0])}"
         )

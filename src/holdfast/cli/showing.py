@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import HoldfastError
 from holdfast.format import card, dtypes
-from holdfast.format.manifest import CARD_FILE, READ_LIMIT_CHECKPOINT
+from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT
 
 _SHOWN = 20  # arrays
 
@@ -34,7 +35,12 @@ def show_command(reference: str, all_arrays: bool, as_json: bool) -> None:
     click.echo(f"{text.plural(len(arrays), 'array')}, {text.size(total)}:")
     shown = arrays if all_arrays else arrays[:_SHOWN]
     rows = [
-        [array["name"], array["dtype"], "×".join(map(str, array["shape"])) or "scalar", f"{array['bytes']:,}"]
+        [
+            text.array_name(array["name"]),
+            array["dtype"],
+            "x".join(map(str, array["shape"])) or "scalar",
+            f"{array['bytes']:,}",
+        ]
         for array in shown
     ]
     for line in text.table(
@@ -48,7 +54,9 @@ def show_command(reference: str, all_arrays: bool, as_json: bool) -> None:
         click.echo(f"… and {len(arrays) - len(shown):,} more: --arrays")
     click.echo()
     click.echo(f"{text.plural(len(checkpoint.manifest.files) + 1, 'file')} in {text.clean(checkpoint.path)}:")
-    files = [[name, f"{file.size:,}"] for name, file in checkpoint.manifest.files.items()]
+    sizes = {CHECKPOINT_FILE: os.stat(os.path.join(checkpoint.path, CHECKPOINT_FILE)).st_size}
+    sizes.update((name, file.size) for name, file in checkpoint.manifest.files.items())
+    files = [[name, f"{size:,}"] for name, size in sizes.items()]
     for line in text.table(["FILE", "BYTES"], files, right=["BYTES"], flexible={"FILE": 20}):
         click.echo(line)
 

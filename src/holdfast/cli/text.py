@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _GAP = "  "
@@ -20,6 +19,8 @@ def clean(text: str) -> str:
 
 def line_of(text: str) -> str:
     """`clean`, and on one line."""
+    if text.isprintable() and "  " not in text:  # so it is nearly always
+        return text.strip()
     return " ".join(clean(text).split())
 
 
@@ -32,7 +33,7 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def size(count: int | float) -> str:
+def size(count: float) -> str:
     """Bytes in three digits: ``130 kB``, ``1.54 GB``."""
     value = float(count)
     if value < 1000:
@@ -44,9 +45,9 @@ def size(count: int | float) -> str:
     return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
 
 
-def plural(count: int, word: str) -> str:
+def plural(count: int, word: str, many: str = "") -> str:
     """``1 array``, ``9 arrays``."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    return f"{count:,} {word if count == 1 else many or f'{word}s'}"
 
 
 def seconds(value: float) -> str:
@@ -57,12 +58,12 @@ def seconds(value: float) -> str:
 
 
 def age(when: datetime.datetime, now: datetime.datetime) -> str:
-    """How long ago, in one unit: ``40 s``, ``5 min``, ``3 h``, ``12 d``."""
+    """How long ago, in one unit: ``40s``, ``5m``, ``3h``, ``12d``."""
     passed = max(0.0, (now - when).total_seconds())
-    for limit, unit, length in ((60, "s", 1), (3600, "min", 60), (48 * 3600, "h", 3600)):
+    for limit, unit, length in ((60, "s", 1), (3600, "m", 60), (48 * 3600, "h", 3600)):
         if passed < limit:
-            return f"{int(passed / length)} {unit}"
-    return f"{int(passed / 86400)} d"
+            return f"{int(passed / length)}{unit}"
+    return f"{int(passed / 86400)}d"
 
 
 def shorten(text: str, limit: int) -> str:
@@ -117,8 +118,6 @@ def table(
     return lines
 
 
-def number(value: Any) -> str:
-    """A metric in a table: five digits, an empty cell for none."""
-    from holdfast.format import card
-
-    return card.number(value)
+def array_name(label: str) -> str:
+    """``part/name`` for people: the names in nested values begin with a slash of their own."""
+    return label.replace("//", "/", 1)

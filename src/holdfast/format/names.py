@@ -13,10 +13,12 @@ RESERVED_PARTS = frozenset({"state", "random", "grads", "probe"})
 _PART = re.compile(r"[a-z][a-z0-9_]*\Z")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _CHECKPOINT = re.compile(
-    r"(?P<sequence>\d{6,18})_epoch-(?P<epoch>\d{4,18})_step-(?P<step>\d{8,18})_(?P<time>\d{8}T\d{6}Z)\Z"
+    r"(?P<sequence>\d{6,18})_epoch-(?P<epoch>\d{4,18})_step-(?P<step>\d{8,18})_(?P<time>\d{8}T\d{6}Z)\Z",
+    re.ASCII,  # else other alphabets' digits are digits
 )
 _SELECTOR = re.compile(
-    r"(?P<word>best|latest)\Z|(?P<key>step|epoch|seq)=(?P<value>\d{1,18})\Z|-(?P<back>[1-9]\d{0,8})\Z"
+    r"(?P<word>best|latest)\Z|(?P<key>step|epoch|seq)=(?P<value>\d{1,18})\Z|-(?P<back>[1-9]\d{0,8})\Z",
+    re.ASCII,
 )
 
 
@@ -40,7 +42,7 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
     if found is None:
         return None
     try:
-        created = datetime.datetime.strptime(found["time"], "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC)
+        created = datetime.datetime.fromisoformat(found["time"])
     except ValueError:
         return None
     return CheckpointName(int(found["sequence"]), int(found["epoch"]), int(found["step"]), created)

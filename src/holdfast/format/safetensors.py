@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+import msgspec
+
 from holdfast.errors import FormatError, UsageError
 from holdfast.format import dtypes
 
@@ -43,9 +45,9 @@ def build_header(
     """
     content: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     for name, dtype, shape, start, stop in entries:
-        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, stop)}
     try:
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        text = msgspec.json.encode(content)
     except UnicodeEncodeError as error:
         broken = next(name for name in content if not _encodable(name))
         raise UsageError(

@@ -35,16 +35,31 @@ def digest(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def dump(value: Any) -> bytes:
+    """Compact JSON in ASCII; `msgspec.Raw` stands for JSON that was made before."""
+    return bytes(value) if type(value) is msgspec.Raw else _dump(value).encode("ascii")
+
+
+_dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+
+
 def encode(content: Mapping[str, Any]) -> bytes:
     """The bytes of a sealed file: a line for each key, in the given order, then the digest."""
-    dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
-    lines = ",\n".join(f"{dump(key)}:{dump(value)}" for key, value in content.items())
-    body = f"{{{lines},\n".encode("ascii")
+    lines = b",\n".join(b"%s:%s" % (dump(key), dump(value)) for key, value in content.items())
+    body = b"{%s,\n" % lines
     return body + _LINE % digest(body).encode("ascii")
 
 
 def decode(data: bytes, path: str) -> dict[str, Any]:
     """The content of a sealed file; `DamagedError` when its digest is wrong, `FormatError` when it is not one."""
+    check_digest(data, path)
+    content = parse(data, path)
+    del content["xxh3-128"]
+    return content
+
+
+def check_digest(data: bytes, path: str) -> None:
+    """Compares the digest in the last line, as bytes; `DamagedError` when it is not that of the others."""
     body, line = data[:-_LINE_LENGTH], data[-_LINE_LENGTH:]
     if len(line) < _LINE_LENGTH or not line.startswith(b'"xxh3-128":"') or not line.endswith(b'"}\n'):
         raise DamagedError(
@@ -67,9 +82,6 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
             expected=expected,
             found=found,
         )
-    content = parse(data, path)
-    del content["xxh3-128"]
-    return content
 
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def _parse_compact(data: bytes, path: str) -> dict[str, Any] | None:
         return None
     # Every key is followed by `":` here, so one given twice (of which one is lost) makes these
     # more than the keys that were found. A text that holds `":` does so too: hence None.
-    return content if data.count(b'":') == _check_depth(content, path) else None
+    return content if data.count(b'":') == check_depth(content, path) else None
 
 
 def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
@@ -110,7 +122,7 @@ def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
         return number
 
     try:
-        content = json.loads(data, object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
+        content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
     except FormatError:
         raise
     except RecursionError as error:
@@ -121,11 +133,11 @@ def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
         raise FormatError(f"{path} is not valid JSON: {error}.", path=path) from error
     if not isinstance(content, dict):
         raise FormatError(f"{path} holds a {type(content).__name__}, not a JSON object.", path=path)
-    _check_depth(content, path)
+    check_depth(content, path)
     return content
 
 
-def _check_depth(content: Any, path: str) -> int:
+def check_depth(content: Any, path: str) -> int:
     """The number of keys in all objects; `FormatError` when one lies too deep."""
     level, keys = [content], 0
     for _ in range(MAX_DEPTH + 1):

@@ -129,10 +129,8 @@ def _float8(dtype: str) -> Any:
         sign = -1.0 if byte & 0x80 else 1.0
         exponent, mantissa = (byte & 0x7F) >> mantissas, byte & ((1 << mantissas) - 1)
         fraction = mantissa / (1 << mantissas)
-        if exponent == 0:
-            value = fraction * 2.0 ** (1 - bias)
-        else:
-            value = (1 + fraction) * 2.0 ** (exponent - bias)
+        # Without an exponent there is no hidden one either.
+        value = (fraction + (exponent > 0)) * 2.0 ** (max(exponent, 1) - bias)
         if only_80:
             value = np.nan if byte == 0x80 else value
         elif infinities and exponent == top:

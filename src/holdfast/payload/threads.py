@@ -25,6 +25,7 @@ from holdfast.errors import UsageError
 
 Crew = Literal["blocks", "publish"]
 Task = Callable[[], object]
+_SLICE = 0.5  # seconds that the main thread waits at a time
 
 
 class Ticket:
@@ -62,7 +63,7 @@ class Ticket:
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits as `wait` does, and leaves the task's error for somebody else."""
-        if self._done:
+        if self.done:
             return True
         if self._pid != os.getpid():
             raise UsageError(
@@ -74,7 +75,16 @@ class Ticket:
         waiter = threading.Lock()
         waiter.acquire()
         self._waiters.append(waiter)
-        return self._done or waiter.acquire(timeout=-1 if timeout is None else timeout)
+        if self._done:
+            return True
+        if timeout is not None:
+            return waiter.acquire(timeout=max(0, timeout))
+        if threading.current_thread() is threading.main_thread():
+            # A signal that comes just before the thread falls asleep would not wake it (tried).
+            while not waiter.acquire(timeout=_SLICE):
+                pass
+            return True
+        return waiter.acquire()
 
     def finish(self, error: BaseException | None = None) -> None:
         """Marks the task as done; only the first call counts."""

@@ -14,6 +14,7 @@ An edge module (`holdfast.torch.edge`, …) offers the same verbs for each frame
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from typing import Any
@@ -38,13 +39,18 @@ def array_framework(kind: type) -> str | None:
 
 
 def home_framework(kind: type) -> str | None:
-    """The framework among `FRAMEWORKS` that a type or one of its bases comes from."""
+    """The framework among `FRAMEWORKS` that a type or one of its bases comes from.
+
+    Types of our own edges (`holdfast.torch.…`) belong to the framework that they are the edge of.
+    """
     if kind not in _homes:
-        roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+        modules = (base.__module__.removeprefix("holdfast.") for base in kind.__mro__)
+        roots = (module.partition(".")[0] for module in modules)
         _homes[kind] = next((root for root in roots if root in FRAMEWORKS), None)
     return _homes[kind]
 
 
+@functools.cache
 def edge(framework: str) -> Any:
     """The edge module of a framework: `holdfast.torch.edge` for "torch"; "numpy" is in the core."""
     if framework == "numpy":

@@ -121,9 +121,10 @@ def revive(tag: str, value: Any) -> Any:
         raw = bytes.fromhex(value[1])
         # Texts and bytes by hand: an array would cut zeros off their end, and holds none of no length.
         if dtype.kind == "S":
-            return np.bytes_(raw)
+            return np.bytes_(raw[: dtype.itemsize])
         if dtype.kind == "U":
-            return np.str_(raw.decode(f"utf-32-{'be' if dtype.byteorder == '>' else 'le'}", "surrogatepass"))
+            order = "be" if dtype.byteorder == ">" else "le"
+            return np.str_(raw[: dtype.itemsize].decode(f"utf-32-{order}", "surrogatepass"))
         return np.frombuffer(raw, dtype)[0]
     if tag == "numpy.dtype":
         return np.dtype(value)

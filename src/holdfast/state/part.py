@@ -101,7 +101,10 @@ class Plan:
     """
 
     def __init__(self) -> None:
-        self.requests: list[Any] = []
+        from holdfast.payload.reader import Request
+
+        self._new_request = Request
+        self.requests: list[Request] = []
         self.missing: list[str] = []
         self.unexpected: list[str] = []
         self.different: list[str] = []
@@ -125,11 +128,12 @@ class Plan:
 
     def read(self, part: SavedPart, name: str, into: Any) -> None:
         """Reads an array's bytes into a buffer: 1-D, uint8, writable, of exactly its size."""
-        entry = part.entry(name)
-        label = f"{part.name}/{name}"
+        self._read(part, part.entry(name), f"{part.name}/{name}", into)
+
+    def _read(self, part: SavedPart, entry: ArrayEntry, label: str, into: Any) -> None:
         covered = 0
         for chunk in entry.chunks:
-            if chunk.shape is None or tuple(chunk.shape) == tuple(entry.shape):
+            if chunk.shape is None or chunk.shape == entry.shape:
                 self._request(chunk, into, label)
                 covered = into.nbytes
             else:
@@ -150,9 +154,7 @@ class Plan:
         first = self._first.get(key)
         if first is None:
             self._first[key] = into
-            from holdfast.payload.reader import Request
-
-            self.requests.append(Request(chunk.file, start, stop, into, label))
+            self.requests.append(self._new_request(chunk.file, start, stop, into, label))
         elif first is not into:
 
             def copy(source: Any = first, target: Any = into) -> None:
@@ -183,25 +185,22 @@ class Plan:
         Arrays that were one (aliases) come back as one.
         """
         entry = part.entry(name)
-        chunks = tuple((chunk.file, chunk.bytes, chunk.offset) for chunk in entry.chunks)
-        key = (framework, entry.dtype, entry.shape, chunks)
-        shared = any(stop > start for _, (start, stop), _ in chunks)
-        if shared and key in self._allocated:
-            found: Callable[[], Any] = self._allocated[key]
+        key = (framework, entry)
+        found: Callable[[], Any] | None = self._allocated.get(key)
+        if found is not None:
             return found
-        allocation = adapters.edge(framework).allocate(entry.dtype, tuple(entry.shape))
-        self.read(part, name, allocation.bytes)
+        allocation = adapters.edge(framework).allocate(entry.dtype, entry.shape)
+        self._read(part, entry, f"{part.name}/{name}", allocation.bytes)
         finish: Callable[[], Any] = allocation.finish
-        if shared:
+        if allocation.bytes.nbytes:  # arrays without bytes share a place and are not one
             self._allocated[key] = finish
         return finish
 
     def value(self, part: SavedPart, arrays: str | None = None) -> Callable[[], Any]:
         """A part's whole value with new arrays; `arrays` replaces the saver's framework."""
-        finishes = {
-            name: self.allocate(part, _available(arrays or framework), name)
-            for framework, name in part.leaves()
-        }
+        leaves = part.leaves()
+        homes = {home: _available(arrays or home) for home in {framework for framework, _ in leaves}}
+        finishes = {name: self.allocate(part, homes[framework], name) for framework, name in leaves}
         return lambda: part.value(lambda _, name: finishes[name]())
 
     def after(self, step: Callable[[], None]) -> None:

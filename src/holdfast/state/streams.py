@@ -65,6 +65,45 @@ def capture_generators(generators: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def digests(generators: Mapping[str, Any]) -> dict[str, str]:
+    """A digest of each generator's state: enough to see whether somebody drew from it or seeded it."""
+    import xxhash
+
+    states = capture_generators(generators)
+    return {path: xxhash.xxh3_64_hexdigest(repr(state).encode()) for path, state in states.items()}
+
+
+def restore_untouched(generators: Mapping[str, Any], random: Mapping[str, Any], tracked: Any) -> None:
+    """Between two epochs: restores those of the loader's generators that this launch left alone.
+
+    A loader is known only when its batches are entered, after the top of the epoch's body ran,
+    which may have seeded a generator for this epoch. `random` says whether the top did that before
+    the last epoch (`touched`); after one epoch that is not known, and a generator that is not as it
+    was at the run's first epoch (`first`) was seeded. Tracked ones were restored before.
+    """
+    first, touched, here = random.get("first", {}), random.get("touched", {}), digests(generators)
+    own = {id(thing) for thing in tracked}
+    untouched = {
+        path: generator
+        for path, generator in generators.items()
+        if not touched.get(path, first.get(path, here[path]) != here[path]) and id(generator) not in own
+    }
+    restore_generators(untouched, random.get("generators", {}))
+
+
+def drawn_from(generators: Mapping[str, Any], before: Mapping[str, str], tracked: Any) -> list[str]:
+    """The generators that changed since `before` without having been seeded, and are not tracked."""
+    own = {id(thing) for thing in tracked}
+    return [
+        path
+        for path, digest in digests(generators).items()
+        if before.get(path, digest) != digest
+        and id(generators[path]) not in own
+        and (framework := adapters.home_framework(type(generators[path]))) is not None
+        and not adapters.edge(framework).freshly_seeded(generators[path])
+    ]
+
+
 def restore_generators(generators: Mapping[str, Any], states: Mapping[str, Any]) -> None:
     """Gives single generators their states back; a path that is no longer there is left out."""
     from holdfast.state import arrays

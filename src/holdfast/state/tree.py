@@ -250,7 +250,7 @@ def _find_leaves(skeleton: Json, found: list[tuple[str, str]]) -> None:
             _find_leaves(item, found)
     elif type(skeleton) is dict:
         tag, name = skeleton.get("$"), skeleton.get("v")
-        if tag in _ARRAY_TAGS and type(name) is str:
+        if type(tag) is str and tag in _ARRAY_TAGS and type(name) is str:
             found.append((tag, name))
         else:
             for item in skeleton.values():

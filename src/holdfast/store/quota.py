@@ -27,7 +27,7 @@ class Quota:
 
 
 def of_user(path: str) -> Quota | None:
-    """This user's quota where `path` lies; None where there is none or nobody can tell."""
+    """The quota of the current user where `path` lies; None where there is none or nobody can tell."""
     kind = files.file_system_type(path)
     if kind == "lustre":
         return parse(_ask("lfs", "quota", "-q", "-u", str(os.getuid()), path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from holdfast.errors import FormatError, UsageError
@@ -22,6 +23,7 @@ NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): code for name, code in _BY_NAME.items() if hasattr(torch, name)
 }
 DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in NAMES.items()}
+_AS_NUMPY = {torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8}
 
 
 def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
@@ -38,20 +40,23 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
         tensor = tensor.resolve_conj()
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    shape, size = tuple(tensor.shape), tensor.numel() * tensor.element_size()
+    shape, size, plain = tuple(tensor.shape), tensor.nbytes, tensor.is_contiguous()
     identity = None
     if size:
-        reach = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, tensor.stride(), strict=True))
-        span = reach * tensor.element_size()
-        identity = (str(tensor.device), tensor.data_ptr(), span, dtype, shape, tensor.stride())
-    if tensor.device.type == "cpu" and tensor.is_contiguous():
-        return HostArray(dtype, shape, as_bytes(tensor), identity, check)
+        span, strides = size, tensor.stride()
+        if not plain:
+            reach = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+            span = reach * tensor.element_size()
+        device = "cpu" if tensor.is_cpu else str(tensor.device)
+        identity = (device, tensor.data_ptr(), span, dtype, shape, strides)
+    if plain and tensor.is_cpu:
+        return HostArray(dtype, shape, _bytes(tensor), identity, check)
     return LazyArray(dtype, shape, size, lambda: as_bytes(tensor.contiguous().cpu()), identity, check)
 
 
 def _check(tensor: torch.Tensor, where: str) -> str:
     problem = None
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         problem = "is on the meta device and has no data: materialise the model first (to_empty, then load)"
     elif tensor.is_nested:
         problem = "is a nested tensor: store its .unbind() as a list"
@@ -73,7 +78,13 @@ def _check(tensor: torch.Tensor, where: str) -> str:
 
 def as_bytes(tensor: torch.Tensor) -> Any:
     """A contiguous CPU tensor's memory as a 1-D uint8 NumPy array."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return _bytes(tensor.detach())
+
+
+def _bytes(tensor: torch.Tensor) -> Any:
+    if tensor.dtype in _AS_NUMPY:  # twice as fast, which counts with tens of thousands of tensors
+        return tensor.numpy().reshape(-1).view(np.uint8)
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -90,7 +101,7 @@ def torch_dtype(dtype: str) -> torch.dtype:
 def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
     """A new CPU tensor to read into."""
     tensor = torch.empty(shape, dtype=torch_dtype(dtype))
-    return Allocation(as_bytes(tensor), lambda: tensor)
+    return Allocation(_bytes(tensor), lambda: tensor)
 
 
 def receive(tensor: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> Allocation:
@@ -99,8 +110,8 @@ def receive(tensor: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> Allocat
     Contiguous CPU memory is read into directly; anything else gets one copy when it is finished.
     """
     live = tensor.detach()
-    if live.device.type == "cpu" and live.is_contiguous() and not live.is_conj() and not live.is_neg():
-        return Allocation(as_bytes(live), lambda: tensor)
+    if live.is_cpu and live.is_contiguous() and not live.is_conj() and not live.is_neg():
+        return Allocation(_bytes(live), lambda: tensor)
     aside = torch.empty(shape, dtype=torch_dtype(dtype), pin_memory=live.device.type == "cuda")
 
     def finish() -> torch.Tensor:

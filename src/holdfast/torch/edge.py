@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FormatError
 from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.torch import arrays, modules, optimizers
+from holdfast.torch import arrays, modules, optimizers, partial
 from holdfast.torch.partial import Trainable
 
 describe = arrays.describe
@@ -55,7 +55,10 @@ def plan_restore(
     if kind == "torch.Trainable":
         thing.plan_restore(part, plan)
     elif kind == "torch.Module":
-        modules.plan_restore(thing, part, plan, partial=part.kind == "torch.Trainable")
+        if part.kind == "torch.Trainable":
+            partial.plan_restore_plain(thing, part, plan)
+        else:
+            modules.plan_restore(thing, part, plan)
     elif kind == "torch.Optimizer":
         optimizers.plan_restore(thing, part, plan, peers, keep=keep)
     else:
@@ -143,6 +146,12 @@ def set_generator_state(generator: torch.Generator, state: str) -> None:
     generator.set_state(_unhex(state))
 
 
+def freshly_seeded(generator: torch.Generator) -> bool:
+    """Whether nothing was drawn from a generator since it was seeded."""
+    other = torch.Generator(device=generator.device).manual_seed(generator.initial_seed())
+    return bool(torch.equal(other.get_state(), generator.get_state()))
+
+
 def _hex(state: torch.Tensor) -> str:
     text: str = state.cpu().numpy().tobytes().hex()
     return text
@@ -155,9 +164,23 @@ def _unhex(text: str) -> torch.Tensor:
 # -- the training's side -------------------------------------------------------------------
 
 
-def pending_gradients(things: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The gradients that tracked parameters hold, by part and parameter name."""
-    return {name: parameter.grad for name, parameter in _owned(things) if parameter.grad is not None}
+def pending_gradients(things: Mapping[str, Any], stepped: Collection[str]) -> dict[str, torch.Tensor]:
+    """The gradients that tracked parameters gather, by part and parameter name.
+
+    Left out are those that an optimizer among `stepped` has used, and, if there is one, those that
+    no tracked optimizer uses.
+    """
+    users: dict[int, bool] = {}
+    for part, thing in things.items():
+        if isinstance(thing, Optimizer):
+            for group in thing.param_groups:
+                for parameter in group["params"]:
+                    users[id(parameter)] = users.get(id(parameter), False) or part in stepped
+    return {
+        name: parameter.grad
+        for name, parameter in _owned(things)
+        if parameter.grad is not None and not users.get(id(parameter), bool(stepped))
+    }
 
 
 def set_gradients(things: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,19 +37,12 @@ class Trainable:
 
         Computed again only when one of them was written to or moved since.
         """
-        import xxhash
-
         found = dict(modules.parameters(self.module))
         names = tuple(self.frozen())
         key = [(name, found[name]._version, found[name].data_ptr()) for name in names]
         if self._digest is not None and self._digest[0] == key:
             return self._digest[1]
-        whole = xxhash.xxh3_128()
-        for name in sorted(names):
-            array = arrays.describe(found[name], name)
-            whole.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-            whole.update(array.open().data)
-        self._digest = (key, whole.hexdigest())
+        self._digest = (key, _digest_of(found, names))
         return self._digest[1]
 
     def capture(self, where: str) -> PartState:
@@ -67,25 +61,49 @@ class Trainable:
         if part.kind != "torch.Trainable":
             modules.plan_restore(self.module, part, plan)
             return
-        saved, here = part.skeleton["frozen"], self.digest()
-        if saved["digest"] != here:
-            raise MismatchError(
-                f"{part.where}: the frozen part of {part.name!r} is not the one that was trained with: its digest "
-                f"is {here} over {len(self.frozen())} arrays, saved was {saved['digest']} over "
-                f"{saved['count']}. Next: load the same base weights, and freeze the same parameters, "
-                f"before the checkpoint is restored.",
-                missing=[],
-                unexpected=[],
-                different=[part.name],
-                expected=saved["digest"],
-                found=here,
-            )
+        self._digest = None  # what was written through .data left no trace that the cache could see
+        _check_base(part, self.digest(), len(self.frozen()))
         inner = SavedPart(part.name, "torch.Module", part.skeleton["v"], part.entries, part.where)
         clean = modules.cleaner(self.module)
         wanted = {clean(name) for name, v in self.module.state_dict().items() if isinstance(v, torch.Tensor)}
         modules.plan_restore(self.module, inner, plan, partial=True)
-        for name in wanted - set(self.frozen()) - set(inner.entries):
+        for name in sorted(wanted - set(self.frozen()) - set(inner.entries)):
             plan.lack(part.name, name)
+
+
+def plan_restore_plain(module: torch.nn.Module, part: SavedPart, plan: Plan) -> None:
+    """Restores a part that stored what trains into a plain module, whose other parameters must be its base."""
+    found = dict(modules.parameters(module))
+    base = [name for name in found if name not in part.entries]
+    _check_base(part, _digest_of(found, base), len(base))
+    modules.plan_restore(module, part, plan, partial=True)
+
+
+def _digest_of(found: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
+    import xxhash
+
+    whole = xxhash.xxh3_128()
+    for name in sorted(names):
+        array = arrays.describe(found[name], name)
+        whole.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        whole.update(memoryview(array.open()))
+    return str(whole.hexdigest())
+
+
+def _check_base(part: SavedPart, here: str, count: int) -> None:
+    saved = part.skeleton["frozen"]
+    if saved["digest"] != here:
+        raise MismatchError(
+            f"{part.where}: the frozen part of {part.name!r} is not the one that was trained with: its digest "
+            f"is {here} over {count} arrays, saved was {saved['digest']} over "
+            f"{saved['count']}. Next: load the same base weights, and freeze the same parameters, "
+            f"before the checkpoint is restored.",
+            missing=[],
+            unexpected=[],
+            different=[part.name],
+            expected=saved["digest"],
+            found=here,
+        )
 
 
 def trainable(module: torch.nn.Module) -> Trainable:

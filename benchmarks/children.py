@@ -1,0 +1,60 @@
+"""Each measurement in a process of its own, forked from one that has imported the frameworks.
+
+So every one begins with the same memory and the same warm modules, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement: seconds (None: not possible here), bytes of extra memory, and what to check."""
+
+    seconds: float | None
+    extra: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Failed(Exception):  # noqa: N818 (an outcome of a measurement, not an error of this program)
+    """A measurement ended with an error; the message is its traceback."""
+
+
+def start() -> Any:
+    """The context that starts measurements; its server imports everything before the first."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.tasks"])
+    return context
+
+
+def run(context: Any, task: Callable[..., Sample], *arguments: Any) -> Sample:
+    """What `task(*arguments)` measured; `Failed` with its traceback when it raised or died."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, task, arguments))
+    process.start()
+    sender.close()
+    try:
+        outcome = receiver.recv()
+    except EOFError:
+        process.join()
+        raise Failed(f"the process ended with code {process.exitcode}") from None
+    finally:
+        receiver.close()
+    process.join()
+    if isinstance(outcome, str):
+        raise Failed(outcome)
+    return outcome  # type: ignore[no-any-return]
+
+
+def _work(sender: Any, task: Callable[..., Sample], arguments: tuple[Any, ...]) -> None:
+    try:
+        outcome: Sample | str = task(*arguments)
+    except Exception:
+        outcome = traceback.format_exc()
+    sender.send(outcome)
+    sender.close()

@@ -1,0 +1,48 @@
+"""The facts about the machine that a table of timings needs beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+
+import psutil
+
+from benchmarks.limits import thread_counts
+from holdfast import files
+
+
+def facts(place: str) -> dict[str, str]:
+    """Name → text, in the order in which they are shown."""
+    cores = max(count for count in (len(_affinity()), 1))
+    versions = ("holdfast", "torch", "safetensors", "numpy", "xxhash")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": f"{cores} cores, {_processor()}",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "file system": files.file_system_type(place),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": ", ".join(
+            [f"Python {platform.python_version()}"]
+            + [f"{name} {importlib.metadata.version(name)}" for name in versions]
+        ),
+        "threads tried for the limits": ", ".join(map(str, thread_counts())),
+    }
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
