@@ -62,6 +62,7 @@ class Loop:
         self.first_epoch, self.batches_entered = True, False
         self.again = manifest if manifest is not None and manifest.progress.entered else None
         training.restart_counters()
+        training.loader.begin(training.restored_random)
         training.signals.install()
         return True
 
@@ -232,12 +233,14 @@ class Loop:
         manifest, self.again = self.again, None
         random = training.restored_random if self.first_epoch else {}
         generators = source.generators()
+        training.loader.carry(random, generators)
         if manifest is not None:
             streams.restore_generators(generators, random.get("generators", {}))
             resuming.restore_again(training)
         else:
-            self._look_at(generators, random)
-            streams.restore_untouched(generators, random, training.things.values())
+            self._look_at(generators)
+            known = {**random, "first": training.loader.first, "touched": training.loader.touched}
+            streams.restore_untouched(generators, known, training.things.values())
         if manifest is None or position.batch == 0:
             if manifest is not None:
                 streams.restore(random["streams"])
@@ -257,14 +260,12 @@ class Loop:
         streams.restore_generators(generators, random["generators"])
         return items
 
-    def _look_at(self, generators: dict[str, Any], random: dict[str, Any]) -> None:
+    def _look_at(self, generators: dict[str, Any]) -> None:
         """Learns, before an epoch's order is drawn, what the top of the body did to the loader's generators."""
         training, loader = self.training, self.training.loader
-        here = streams.digests(generators)
-        loader.first = loader.first or random.get("first") or here
-        loader.touched = {**random.get("touched", {}), **loader.touched} | {
-            path: digest != loader.ended[path] for path, digest in here.items() if path in loader.ended
-        }
+        for path, digest in streams.digests(generators).items():
+            if path in loader.ended:
+                loader.touched[path] = digest != loader.ended[path]
         drawn = streams.drawn_from(generators, loader.ended, training.things.values())
         for path in [path for path in drawn if path not in self._warned]:
             self._warned.add(path)

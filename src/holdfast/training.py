@@ -78,6 +78,19 @@ class LoaderState:
     ended: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digests of its generators where the last epoch ended."""
 
+    def begin(self, random: Mapping[str, Any]) -> None:
+        """A loop is entered: the loader is known already if it is entered again in this process."""
+        self.ended = {}
+        if self.source is not None and random:
+            generators = self.source.generators()
+            streams.restore_generators(generators, random.get("generators", {}))
+            self.ended = streams.digests(generators)
+
+    def carry(self, random: Mapping[str, Any], generators: Mapping[str, Any]) -> None:
+        """Takes over what earlier launches learned about its generators."""
+        self.first = self.first or random.get("first") or streams.digests(generators)
+        self.touched = {**random.get("touched", {}), **self.touched}
+
 
 class Training:
     """What `Run` and its loops share. Used by one thread, beside the saver's own."""
@@ -223,7 +236,7 @@ class Training:
         near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.3)
         text = (
             f"keep=Keep(metric={metric!r}), but no such metric was logged"
-            f"{f'; did you mean {near[0]!r}?' if near else ''}. Logged were: {', '.join(logged) or 'none'}. "
+            f"{f'; did you mean {near[0]!r}?' if near else '.'} Logged were: {', '.join(logged) or 'none'}. "
             f"Next: run.log({metric}=…) in each epoch, or name another metric."
         )
         if final:

@@ -16,9 +16,7 @@ MEMORY = "/dev/shm"
 @pytest.fixture
 def place():
     """A directory for runs; in memory where that is possible, since nothing here is about the disk."""
-    directory = tempfile.mkdtemp(
-        prefix="holdfast-exact-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None
-    )
+    directory = tempfile.mkdtemp(prefix="holdfast-exact-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -61,7 +59,9 @@ def choose(places):
         if progress.epoch <= 1 or kind not in found:
             found[kind] = number
     numbers = list(places)
-    return sorted({*found.values(), numbers[0]} if len(found) > 1 else {numbers[0], numbers[len(numbers) // 2]})
+    return sorted(
+        {*found.values(), numbers[0]} if len(found) > 1 else {numbers[0], numbers[len(numbers) // 2]}
+    )
 
 
 @pytest.fixture

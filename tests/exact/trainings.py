@@ -252,9 +252,7 @@ def main():
 def data(samples=22, features=6):
     """The same small data set in every launch, whatever the global streams are."""
     own = torch.Generator().manual_seed(5)
-    return TensorDataset(
-        torch.rand(samples, features, generator=own), torch.rand(samples, 1, generator=own)
-    )
+    return TensorDataset(torch.rand(samples, features, generator=own), torch.rand(samples, 1, generator=own))
 
 
 def net(dropout=0.0):

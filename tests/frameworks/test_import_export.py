@@ -264,6 +264,18 @@ def test_prefixes_of_wrappers_are_removed_only_when_every_name_has_them(tmp_path
     assert set(import_file(tmp_path / "b.pth", tmp_path / "b").load()["model"]) == {"module.w", "n_averaged"}
 
 
+def test_weights_with_nan_are_marked(tmp_path, said):
+    """NaN in an imported weight marks the checkpoint, loudly; an infinite mask does not."""
+    tensors = {
+        "a.weight": torch.tensor([1.0, float("nan")]),
+        "mask": torch.tensor(float("-inf")),
+        "n.weight": torch.ones(2, dtype=torch.int8),
+    }
+    torch.save(tensors, tmp_path / "x.pth")
+    assert import_file(tmp_path / "x.pth", tmp_path / "run").manifest.nan == ["model/a.weight"]
+    assert any("NaN" in line for line in said)
+
+
 def test_extra_state_of_modules_comes_in(tmp_path):
     """Entries called _extra_state are kept beside the tensors and reach the module."""
 

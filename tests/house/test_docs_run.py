@@ -194,7 +194,7 @@ def _python(page: str, step: dict[str, Any], names: dict[str, Any]) -> None:
 
 def run_page(page: Path, directory: Path, before: str = "") -> None:
     steps = steps_of(page.read_text(encoding="utf-8"))
-    if before:
+    if before and any(word in step["text"] for step in steps for word in ("runs/digits", "train.py")):
         steps.insert(0, {"kind": "python", "line": 1, "text": before})
     if not steps:
         return

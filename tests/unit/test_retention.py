@@ -158,15 +158,18 @@ def test_a_failed_deletion_does_not_fail_the_save(tmp_path, monkeypatch, said):
     train(path, 1, keep=Keep(last=1))
     monkeypatch.setattr(files, "remove_tree", _denied(files.remove_tree))
     train(path, 1, keep=Keep(last=1))
-    assert 2 in epochs(path)
+    assert epochs(path) == [2]
     assert "was saved; cleaning up after it failed: Cannot delete" in said.text
 
 
 def _denied(real):
     from holdfast.errors import StorageError
 
+    refused = []
+
     def remove(path):
-        if ".trash" in os.fspath(path):
+        if ".trash" in os.fspath(path) and not refused:
+            refused.append(path)
             raise StorageError(f"Cannot delete {path}: Permission denied.", path=path)
         real(path)
 
@@ -182,7 +185,7 @@ def test_nan_is_marked_and_said(tmp_path, said):
     """A NaN among the parameters marks the checkpoint, and a warning names the arrays."""
     train(tmp_path / "r", 2, losses=[1.0, NAN])
     newest = holdfast.open(f"{tmp_path}/r@latest")
-    assert newest.manifest.nan == ["metric/loss" if False else "model/weight"]
+    assert newest.manifest.nan == ["model/weight"]
     assert "NaN or infinity in model/weight" in said.text
     assert "is marked, never counts as best, and is not resumed from while a clean one exists" in said.text
     assert holdfast.open(tmp_path / "r").progress.epoch == 1

@@ -14,8 +14,8 @@ from holdfast.log import logger
 from holdfast.policy.keep import Keep
 from holdfast.saving import Saver
 from holdfast.session import Session, check_place
-from holdfast.state import capture, environment, tree
-from holdfast.state.part import PartState
+from holdfast.state import adapters, capture, environment, tree
+from holdfast.state.part import FLAT, PartState
 from holdfast.store import book, catalog
 
 _NOTE_LIMIT = 2000
@@ -120,21 +120,23 @@ def _capture(found: Sorted) -> dict[str, PartState]:
 def capture_part(name: str, value: object, kind: str) -> PartState:
     """A part's state; a mapping of payload arrays is one already."""
     from holdfast.payload.array import Array
-    from holdfast.state.part import FLAT
 
     if isinstance(value, dict) and value and all(isinstance(item, Array) for item in value.values()):
-        return PartState(kind, {"$": FLAT, "v": "torch"}, value)
-    if kind == "torch.Module" and isinstance(value, dict):
-        return _capture_module(name, value)
-    if capture.kind_of(value) is not None:
+        part = PartState(kind, {"$": FLAT, "v": "torch"}, value)
+    elif kind == "torch.Module" and isinstance(value, dict):
+        part = _capture_module(name, value)
+    elif capture.kind_of(value) is not None:
         return capture.capture(name, value, {})
-    return capture.capture_value(name, value, kind)
+    else:
+        return capture.capture_value(name, value, kind)
+    for key, array in part.arrays.items():
+        # Which arrays are parameters is not written in a state_dict; these names say it.
+        array.check = key.rpartition(".")[2] in ("weight", "bias")
+    return part
 
 
 def _capture_module(name: str, value: dict[str, object]) -> PartState:
     """A state_dict as a module's part: tensors under their own names, extra state beside them."""
-    from holdfast.state import adapters
-
     tensors = {key: item for key, item in value.items() if adapters.array_framework(type(item)) is not None}
     extra = {key: item for key, item in value.items() if key not in tensors}
     part = capture.capture_value(name, tensors, "torch.Module")

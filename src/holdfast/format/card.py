@@ -140,7 +140,7 @@ def _data(manifest: Manifest) -> str:
     facts = [
         f"- {key.replace('_', ' ')}: {_text(str(plain(value)))}"
         for key, value in manifest.loader.items()
-        if value is not None
+        if value not in (None, "")
     ]
     return "## Data\n\n" + "\n".join(facts)
 
@@ -148,7 +148,9 @@ def _data(manifest: Manifest) -> str:
 def _hyperparameters(manifest: Manifest) -> str:
     lines = []
     for part, options in (manifest.declared or {}).items():
-        lines += [f"- {part}.{name}: {_text(str(plain(value)))}" for name, value in options.items()]
+        # None is torch's word for "not chosen"; checkpoint.json has it all.
+        given = {name: value for name, value in options.items() if value is not None}
+        lines += [f"- {part}.{name}: {_text(str(plain(value)))}" for name, value in given.items()]
     config = manifest.config
     if isinstance(config, dict):
         lines += [f"- config.{name}: {_text(str(plain(value)))}" for name, value in config.items()]

@@ -100,6 +100,11 @@ def _distances(x: Any, y: Any) -> tuple[Any, Any, int]:
 
 def _numbers(rows: Bytes, dtype: str) -> Any:
     """Elements as 64-bit numbers (whole, floating or complex); None where they are no numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return _widened(rows, dtype)
+
+
+def _widened(rows: Bytes, dtype: str) -> Any:
     flat = np.ascontiguousarray(rows).reshape(-1)
     if dtype in _FLOAT8:
         return _float8(dtype)[flat]
@@ -115,8 +120,7 @@ def _numbers(rows: Bytes, dtype: str) -> Any:
     if kind.kind not in "iufc":
         return None
     wide = {"i": np.int64, "u": np.uint64, "f": np.float64, "c": np.complex128}[kind.kind]
-    with np.errstate(over="ignore"):
-        return flat.view(kind).astype(wide)
+    return flat.view(kind).astype(wide)
 
 
 @functools.cache

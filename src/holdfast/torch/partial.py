@@ -86,7 +86,7 @@ def _digest_of(found: Mapping[str, torch.Tensor], names: Iterable[str]) -> str:
     for name in sorted(names):
         array = arrays.describe(found[name], name)
         whole.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        whole.update(memoryview(array.open()))
+        whole.update(array.open().data)
     return str(whole.hexdigest())
 
 
