@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines += table.lines(topic, rows)
             bench.clear()
     command = "python -m benchmarks" + "".join(
-        f" {shlex.quote(word)}" for word in _telling(list(arguments if arguments is not None else sys.argv[1:]))
+        f" {shlex.quote(word)}"
+        for word in _telling(list(arguments if arguments is not None else sys.argv[1:]))
     )
     results = "\n".join(
         [
@@ -89,7 +90,12 @@ def measure(bench: Bench, topic: Topic) -> list[table.Row]:
         for case, row in zip(topic.cases, rows, strict=True):
             if row.failure is not None:
                 continue
-            print(f"\r\033[K{topic.key} {repetition + 1}/{topic.repetitions}: {case.who}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{topic.key} {repetition + 1}/{topic.repetitions}: {case.who}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
             try:
                 row.samples.append(case.measure(repetition))
             except Failed as failure:

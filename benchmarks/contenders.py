@@ -27,7 +27,7 @@ def sync(path: str) -> None:
 class Holdfast:
     """Verified: every byte that is loaded was checked."""
 
-    name = "**Holdfast** (verified)"
+    name = loading = "**Holdfast** (verified)"
 
     def save(self, path: str, net: Any, optimizer: Any) -> None:
         holdfast.save(path, {"model": net, "optimizer": optimizer})
@@ -45,7 +45,8 @@ class Holdfast:
 class TorchSave:
     """`torch.save` of the two state_dicts, then fsync of the file and its directory."""
 
-    name = "torch.save, torch.load"
+    name = "torch.save"
+    loading = "torch.load"
     mmap = False
 
     def save(self, path: str, net: Any, optimizer: Any) -> None:
@@ -68,14 +69,14 @@ class TorchSave:
 class TorchMmap(TorchSave):
     """The same file, memory-mapped when it is loaded; its pages count as memory."""
 
-    name = "torch.load(mmap=True)"
+    loading = "torch.load(mmap=True)"
     mmap = True
 
 
 class Safetensors:
     """One file with the arrays of both; the rest of the optimizer's state is left out."""
 
-    name = "safetensors"
+    name = loading = "safetensors"
 
     def save(self, path: str, net: Any, optimizer: Any) -> None:
         # A tied parameter once: the library refuses to store it under both names.
@@ -108,7 +109,7 @@ class Safetensors:
 class Distributed:
     """torch.distributed.checkpoint in one process, as its documentation uses it."""
 
-    name = "torch DCP"
+    name = loading = "torch DCP"
 
     def save(self, path: str, net: Any, optimizer: Any) -> None:
         model, state = dcp_state.get_state_dict(net, optimizer)

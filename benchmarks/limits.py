@@ -106,7 +106,7 @@ def read(path: str, threads: int) -> float:
 
     def act(number: int) -> None:
         start = number * _BLOCK
-        views = [memoryview(target[start : start + _BLOCK])]
+        views = [target[start : start + _BLOCK].data]
         while views[0]:
             done = os.preadv(fd, views, start)
             start, views = start + done, [views[0][done:]]

@@ -7,20 +7,17 @@ import os
 import platform
 from datetime import UTC, datetime
 
-import psutil
-
 from benchmarks.limits import thread_counts
 from holdfast import files
 
 
 def facts(place: str) -> dict[str, str]:
     """Name → text, in the order in which they are shown."""
-    cores = max(count for count in (len(_affinity()), 1))
     versions = ("holdfast", "torch", "safetensors", "numpy", "xxhash")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": f"{cores} cores, {_processor()}",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "processor": f"{len(_affinity())} cores, {_processor()}",
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "file system": files.file_system_type(place),
         "system": f"{platform.system()} {platform.release()}",
         "versions": ", ".join(

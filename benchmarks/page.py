@@ -8,7 +8,7 @@ BEGIN = "<!-- results: begin; written by `python -m benchmarks --write`, not by 
 END = "<!-- results: end -->"
 
 
-class NoMarkers(ValueError):
+class MarkersError(ValueError):
     """The page has no place for results."""
 
 
@@ -19,7 +19,7 @@ def insert(page: str, results: str) -> None:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise NoMarkers(f"{page} lacks the lines\n  {BEGIN}\n  {END}\nbetween which results are written.")
+        raise MarkersError(f"{page} lacks the lines\n  {BEGIN}\n  {END}\nbetween which results are written.")
     scratch = f"{page}.new"
     with open(scratch, "w", encoding="utf-8") as file:
         file.write(f"{before}{BEGIN}\n\n{results}\n\n{END}{after}")

@@ -59,8 +59,8 @@ def lines(topic: Topic, rows: Sequence[Row]) -> list[tuple[str, ...]]:
         result.append(
             (
                 row.who,
-                f"{row.seconds / limit:.2f} ×" if limit else "",
-                f"{row.seconds / ours:.2f} ×" if ours else "",
+                f"{row.seconds / limit:.2f}x" if limit else "",
+                f"{row.seconds / ours:.2f}x" if ours else "",
                 f"{_seconds(row.seconds)} ({_seconds(min(row.times))} to {_seconds(max(row.times))})",
                 f"{row.nbytes / row.seconds / 1e9:.2f} GB/s" if row.nbytes else "",
                 f"{row.extra / 1e6:,.0f} MB" if row.extra is not None else "",
@@ -83,5 +83,7 @@ def markdown(table: Sequence[tuple[str, ...]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         return f"| {' | '.join(cells)} |"
 
-    rule = f"| :{'-' * (widths[0] - 1)} | " + " | ".join(f"{'-' * (width - 1)}:" for width in widths[1:]) + " |"
+    rule = (
+        f"| :{'-' * (widths[0] - 1)} | " + " | ".join(f"{'-' * (width - 1)}:" for width in widths[1:]) + " |"
+    )
     return "\n".join([show(HEADER), rule, *map(show, table)])

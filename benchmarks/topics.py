@@ -121,7 +121,7 @@ class Bench:
                     raise children.Failed(f"{who} loaded other values than were saved")
                 return sample
 
-            cases.append(Case(contender.name, _role(who), measure, nbytes))
+            cases.append(Case(contender.loading, _role(who), measure, nbytes))
         title = f"Warm load into a live network and optimizer, {_state(self.size, nbytes)}"
         return Topic("load", title, cases, self.size.repetitions)
 
@@ -187,7 +187,7 @@ class Bench:
             path = self.path(f"arrays-{who.removesuffix('-mmap')}")
             cases.append(
                 Case(
-                    contender.name,
+                    contender.loading,
                     _role(who),
                     lambda _, who=who, path=path: self.run(tasks.load_arrays, who, path, self.size),  # type: ignore[misc]
                     nbytes,

@@ -190,11 +190,13 @@ class Checkpoint:
         if name not in parts:
             near = nearest(name, parts)
             raise NotFoundError(
-                f"{self.path} has no part {name!r}{f'; {near}' if near else ''}. It has: {', '.join(parts)}.",
+                f"{self.path} has no part {name!r}{f'; {near}' if near else '.'} It has: {', '.join(parts)}.",
                 path=self.path,
                 candidates=list(parts),
             )
-        return SavedPart.of(name, parts[name], self.path)
+        outline = self._manifest.parts.get(name, {}).get("outline")
+        made_by = outline.get("class") if isinstance(outline, dict) else None
+        return SavedPart.of(name, parts[name], self.path, made_by if isinstance(made_by, str) else "")
 
     def read(self, plan: Plan, progress: Callable[[int], None] | None = None) -> None:
         """Reads and checks what a plan asks for, then finishes it."""

@@ -28,7 +28,7 @@ def check_fresh(fresh: Iterable[str], things: Mapping[str, Any], declared: Decla
         if part not in things:
             near = nearest(part, things)
             raise UsageError(
-                f"fresh={name!r}: no part {part!r} is tracked{f'; {near}' if near else ''}. "
+                f"fresh={name!r}: no part {part!r} is tracked{f'; {near}' if near else '.'} "
                 f"Tracked are: {', '.join(things) or 'none'}.",
                 found=name,
             )
@@ -36,7 +36,7 @@ def check_fresh(fresh: Iterable[str], things: Mapping[str, Any], declared: Decla
             options = declared.get(part, {})
             near = nearest(option, options)
             raise UsageError(
-                f"fresh={name!r}: the part {part!r} declares no {option!r}{f'; {near}' if near else ''}. "
+                f"fresh={name!r}: the part {part!r} declares no {option!r}{f'; {near}' if near else '.'} "
                 f"It declares: {', '.join(options) or 'nothing'}.",
                 found=name,
             )

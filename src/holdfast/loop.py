@@ -107,6 +107,7 @@ class Loop:
         try:
             while training.position.epoch < goal:
                 self.batches_entered = False
+                training.begin_epoch(again=self.again is not None)
                 yield training.position.epoch
                 self.again = None
                 training.count_epoch()
@@ -118,8 +119,8 @@ class Loop:
                 self.first_epoch = False
                 if training.stopped:
                     break
-            self.finish()
             early = False
+            self.finish()
         except BaseException as error:
             early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
             raise
@@ -148,8 +149,8 @@ class Loop:
                 training.boundary(last=last)
                 if training.stopped:
                     break
-            self.finish()
             early = False
+            self.finish()
         except BaseException as error:
             early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
             raise

@@ -140,6 +140,7 @@ def _restore(training: Training, path: str) -> Manifest:
         raise
     training.state.clear()
     training.state.update(_mapping("state", values, path))
+    training.restored_random = _mapping("random", values, path)
     _set_gradients(training, _mapping("grads", values, path))
     training.position = Position.at(manifest.progress)
     training.history = list(manifest.history)
@@ -153,15 +154,15 @@ def _restore(training: Training, path: str) -> Manifest:
         warning = training.probe.check(answer(), manifest.probe, same_environment=same)
         if warning:
             logger.warning("%s", warning)
-    training.restored_random = _mapping("random", values, path)
     if training.restored_random:  # last: nothing after this may draw from a stream
         _restore_streams(training.restored_random, path)
     return manifest
 
 
 def _set_gradients(training: Training, gradients: Mapping[str, Any]) -> None:
-    for _, edge in adapters.loaded_edges():
-        edge.set_gradients(training.things, gradients)
+    zeros = training.restored_random.get("zeros", {})
+    for name, edge in adapters.loaded_edges():
+        edge.set_gradients(training.things, gradients, zeros.get(name, False))
 
 
 def _mapping(name: str, values: Mapping[str, Any], path: str) -> dict[Any, Any]:

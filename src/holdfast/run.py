@@ -90,6 +90,7 @@ class Run:
             raise UsageError(
                 f'init={init!r}: expected a mapping like {{"model": "runs/base@best"}}.', found=init
             )
+        _check_text_and_wait(note, wait)
         refuse_several_processes()
         self._training = Training(
             Options(
@@ -103,7 +104,7 @@ class Run:
                 fresh=_names("fresh", fresh),
                 changed=_names("changed", changed),
                 on_nan=on_nan,
-                staging=parse_size(staging) if staging is not None else None,
+                staging=_staging(staging),
                 wait=wait,
             )
         )
@@ -380,6 +381,27 @@ def _names(keyword: str, value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         raise UsageError(f"{keyword}={value!r}: expected a list, like {keyword}=[{value!r}].", found=value)
     return tuple(value)
+
+
+def _staging(value: Any) -> int | None:
+    if value is None or (type(value) is int and value == 0):
+        return value
+    try:
+        return parse_size(value)
+    except UsageError as error:
+        raise UsageError(
+            f"staging={value!r}: expected bytes, such as 2_000_000_000 or '2 GB', or 0 to hold the training instead.",
+            found=value,
+        ) from error
+
+
+def _check_text_and_wait(note: Any, wait: Any) -> None:
+    if not isinstance(note, str):
+        raise UsageError(f"note={note!r}: expected a text.", found=note)
+    if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
+        raise UsageError(
+            f"wait={wait!r}: expected seconds to wait for a process that holds the run, like wait=60.", found=wait
+        )
 
 
 def _untrackable(name: str, thing: Any) -> UsageError:

@@ -26,6 +26,8 @@ from holdfast.state import adapters, capture, environment, garbage, probe, strea
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, retention
 
+_GENERATORS = {"torch.Generator", "numpy.Generator", "random.Random"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -103,6 +105,8 @@ class Training:
         self.probe: Any = None
         self.position = Position()
         self.loader = LoaderState()
+        self.top: dict[str, Any] | None = None
+        """The streams and tracked generators where the present epoch's body began."""
         self.signals = Signals()
         self.session: Session | None = None
         self.saver: Saver | None = None
@@ -263,6 +267,18 @@ class Training:
         if self.loader.source is not None:
             self.loader.ended = streams.digests(self.loader.source.generators())
 
+    def begin_epoch(self, again: bool) -> None:
+        """The epoch's body is about to run; `again` when it was interrupted and entered before.
+
+        Its top then draws what it drew the first time.
+        """
+        own = {name: thing for name, thing in self.things.items() if capture.kind_of(thing) in _GENERATORS}
+        if again:
+            top = self.restored_random.get("top") or {**self.restored_random["order"], "generators": {}}
+            streams.restore(top["streams"])
+            streams.restore_generators(own, top["generators"])
+        self.top = {"streams": streams.capture(), "generators": streams.capture_generators(own)}
+
     def hand_out(self) -> None:
         """A batch or a step goes to the loop's body."""
         self._stepped.clear()
@@ -363,21 +379,23 @@ class Training:
         states = {name: capture.capture(name, thing, self.things) for name, thing in self.things.items()}
         if self.state:
             states["state"] = capture.capture_value("state", dict(self.state), "value")
-        gradients = self._gradients()
+        gradients, zeros = self._gradients()
         if gradients:
             states["grads"] = capture.capture_value("grads", gradients)
         if record is not None:
             states["probe"] = capture.capture_value("probe", record.output, "value")
-        states["random"] = capture.capture_value("random", self._random(), "value")
+        states["random"] = capture.capture_value("random", {**self._random(), **zeros}, "value")
         return states
 
-    def _gradients(self) -> dict[str, Any]:
-        if self.position.batch == 0 and self.position.step == 0:
-            return {}
+    def _gradients(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Pending gradients, and by framework the names of the others that only have to be there."""
         found: dict[str, Any] = {}
-        for _, edge in adapters.loaded_edges():
-            found.update(edge.pending_gradients(self.things, self._stepped))
-        return found
+        zeros: dict[str, Any] = {}
+        if self.position.step:
+            for name, edge in adapters.loaded_edges():
+                gradients, zeros[name] = edge.gradients(self.things, self._stepped)
+                found.update(gradients)
+        return found, {"zeros": zeros} if any(zeros.values()) else {}
 
     def _random(self) -> dict[str, Any]:
         found: dict[str, Any] = {"streams": streams.capture()}
@@ -387,6 +405,10 @@ class Training:
             found["first"], found["touched"] = self.loader.first, self.loader.touched
             if self.loader.order is not None:
                 found["order"] = self.loader.order
+                if self.top is not None and (
+                    self.top["generators"] or self.top["streams"] != found["order"]["streams"]
+                ):
+                    found["top"] = self.top
                 if self.position.batch:
                     found["loader"] = source.state()
         return found

@@ -150,6 +150,25 @@ def test_what_was_imported_goes_out_again_unchanged(tmp_path, guide):
     assert content["state"] == {"best_acc1": torch.tensor(71.5)}
 
 
+def test_an_export_comes_in_again_as_it_was(tmp_path):
+    """Export, then import, keeps progress, metrics and run.state: the new run ranks by the old metric."""
+    net, opt, sched = make()
+    with holdfast.Run(tmp_path / "one") as run:
+        run.track(model=net, optimizer=opt, scheduler=sched)
+        run.state["seen"] = [1, 2]
+        for _ in run.steps(5):
+            run.log(acc=0.75)
+    export_file(tmp_path / "one", tmp_path / "x.pth")
+    ckpt = import_file(tmp_path / "x.pth", tmp_path / "two")
+    before = holdfast.open(tmp_path / "one")
+    assert ckpt.progress.key() == before.progress.key() == (0, 5, 0)
+    assert ckpt.metrics == before.metrics == {"acc": 0.75}
+    assert set(ckpt.parts) == set(before.parts) - {"random"}
+    assert ckpt.load(["state"]) == before.load(["state"])
+    run = holdfast.Run(tmp_path / "two", keep=holdfast.Keep(best=1, metric="acc", mode="max"))
+    assert run.best.name == ckpt.name
+
+
 def test_the_values_of_an_imported_optimizer_win_over_those_of_the_script(tmp_path, guide):
     """An imported checkpoint declares nothing: a script with another learning rate takes the file's."""
     import_file(guide.path, tmp_path / "run")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import holdfast
 from holdfast import comparison
+from holdfast.checkpoint import Checkpoint
 from holdfast.comparison import ABSENT, compare, same, walk
 from holdfast.errors import DamagedError
 from holdfast.format import dtypes
@@ -94,13 +95,21 @@ def test_arrays_and_parts_of_one_side(tmp_path):
 
 
 def test_groups_are_read_in_turn(tmp_path, monkeypatch):
-    """Arrays that do not fit into one group are compared all the same, and named in their own order."""
+    """Arrays that do not fit into one group are read in several, and named in their own order."""
     monkeypatch.setattr(comparison, "GROUP", 1000)
+    read, held = Checkpoint.read, []
+
+    def note(checkpoint, plan, progress=None):
+        held.append(sum(request.stop - request.start for request in plan.requests))
+        read(checkpoint, plan, progress)
+
+    monkeypatch.setattr(Checkpoint, "read", note)
     left = {f"a{n}": np.full(100 + n, n, "f4") for n in range(9)}
     right = {name: value + (name in {"a7", "a2"}) for name, value in left.items()}
     found = compared(tmp_path, {"m": left}, {"m": {k: v.astype("f4") for k, v in right.items()}})
     assert [d.name for d in found.array_differences] == ["m/a2", "m/a7"]
     assert found.arrays == 9
+    assert max(held) <= 1000
 
 
 def test_damage_is_not_a_difference(tmp_path):

@@ -1,6 +1,5 @@
 """`rewind`: which checkpoint the next launch resumes from, and what is refused."""
 
-import json
 import os
 
 import numpy as np
@@ -100,7 +99,7 @@ def test_a_reached_goal_is_cleared(tmp_path):
 def test_history_and_links_tell(run):
     """history.jsonl has the rewind, and the links for people point to what counts now."""
     rewind(run, "@seq=3")
-    events = [json.loads(line) for line in open(f"{run}/history.jsonl")]
+    events = book.read_events(run)
     (event,) = [event for event in events if event["event"] == "rewind"]
     assert event["name"].startswith("000003")
     assert os.readlink(f"{run}/latest") == event["name"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from holdfast.cli import text
 from holdfast.cli.options import command
 
 
@@ -19,8 +18,7 @@ def import_command(source: str, run: str, trust: bool) -> None:
     """
     from holdfast.exchange import import_file
 
-    checkpoint = import_file(source, run, trust=trust)
-    click.echo(f"imported as {text.clean(checkpoint.path)}")
+    import_file(source, run, trust=trust)  # says itself what it made of it
 
 
 @command("export")
@@ -32,5 +30,4 @@ def export_command(reference: str, target: str, part: str | None, overwrite: boo
     """Write a checkpoint as one file: *.pth (.pt, .ckpt, .bin) or *.safetensors."""
     from holdfast.exchange import export_file
 
-    export_file(reference, target, part=part, overwrite=overwrite)
-    click.echo(f"written {text.clean(target)}")
+    export_file(reference, target, part=part, overwrite=overwrite)  # says itself what it wrote

@@ -156,7 +156,7 @@ def _table(
     while True:
         # The metric that decides is shown at any width; of the others as many as fit.
         few = len(metrics) <= 1
-        flexible = {"KEPT AS": 12, **dict.fromkeys(metrics, 8), "MARKS": 6} if few else {"KEPT AS": 20}
+        flexible = {"KEPT AS": 10, **dict.fromkeys(metrics, 8), "MARKS": 6} if few else {"KEPT AS": 20}
         lines = text.table(
             [*columns, *metrics, "MARKS", *names, "KEPT AS"],
             [

@@ -89,6 +89,9 @@ def _publish(session: Session, found: Sorted, path: str) -> str:
         parts=describe_parts(states, {}, {}),
         environment=tree.encode(environment.gather(), "environment"),
     )
+    if found.metrics:
+        manifest.metrics = {key: tree.encode(value, key) for key, value in found.metrics.items()}
+        manifest.history = [{"epoch": found.epoch, "step": found.step, **manifest.metrics}]
     saver = Saver(session, Keep(), on_nan="mark", staging=0)
     saver.save(states, manifest, "imported")
     saver.drain()

@@ -35,6 +35,7 @@ class Sorted:
         parts: part name → a state, a mapping of names to arrays, or an object with state_dict.
         kinds: part name → what a restore takes it for.
         state: what goes into `run.state`.
+        metrics: numbers that rank the checkpoint.
         epoch, step: completed ones.
         lines: what became what, one sentence each.
         left_out: what a checkpoint cannot hold, and why.
@@ -44,6 +45,7 @@ class Sorted:
     parts: dict[str, Any] = dataclasses.field(default_factory=dict)
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
     state: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
     epoch: int = 0
     step: int = 0
     lines: list[str] = dataclasses.field(default_factory=list)
@@ -110,6 +112,12 @@ def _sort_entries(content: dict[Any, Any], found: Sorted) -> None:
         elif text in _STEPS and _count(value) is not None and not found.step:
             found.step = _count(value) or 0
             found.lines.append(f"{key!r} = {found.step} was taken as the number of steps done.")
+        elif text == "metrics" and _are_metrics(value):
+            found.metrics = dict(value)
+            found.lines.append(f"{key!r} became the metrics of the checkpoint.")
+        elif text == "state" and isinstance(value, dict) and "metrics" in content:  # an export of ours
+            for name, item in value.items():
+                _keep_value(name, item, found)
         else:
             _keep_value(key, value, found)
     _name_parts(waiting, found)
@@ -204,6 +212,12 @@ def _looks_like_weights(value: dict[str, Any]) -> bool:
 
 def _is_optimizer(value: Any) -> bool:
     return isinstance(value, dict) and {"state", "param_groups"} <= set(value)
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(name) is str and type(item) in (bool, int, float) for name, item in value.items()
+    )
 
 
 def _count(value: Any) -> int | None:

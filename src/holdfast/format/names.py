@@ -11,6 +11,7 @@ from holdfast.errors import FormatError, UsageError
 RESERVED_PARTS = frozenset({"state", "random", "grads", "probe"})
 
 _PART = re.compile(r"[a-z][a-z0-9_]*\Z")
+_LONGEST = 200
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _CHECKPOINT = re.compile(
     r"(?P<sequence>\d{6,18})_epoch-(?P<epoch>\d{4,18})_step-(?P<step>\d{8,18})_(?P<time>\d{8}T\d{6}Z)\Z",
@@ -66,9 +67,9 @@ def check_part_name(name: object) -> str:
 
 def check_file_name(name: str, where: str) -> str:
     """A plain file name as found in a manifest, or a `FormatError`: nothing may point outside."""
-    if not _FILE.match(name) or ".." in name:
+    if not _FILE.match(name) or ".." in name or len(name) > _LONGEST:
         raise FormatError(
-            f"{where} names the file {name!r}; files of a checkpoint are plain names inside its folder. "
+            f"{where} names the file {name[:100]!r}; files of a checkpoint are plain names inside its folder. "
             f"Nothing was read from there.",
             path=where,
             found=name,

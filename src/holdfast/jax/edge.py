@@ -90,11 +90,11 @@ def seed(_number: int) -> None:
     """JAX has no global stream."""
 
 
-def pending_gradients(_things: Mapping[str, Any], _stepped: Collection[str]) -> dict[str, Any]:
-    return {}
+def gradients(_things: Mapping[str, Any], _stepped: Collection[str]) -> tuple[dict[str, Any], bool]:
+    return {}, False
 
 
-def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any]) -> None:
+def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
     """JAX's gradients are values."""
 
 

@@ -43,10 +43,12 @@ class SavedPart:
     skeleton: Any
     entries: Mapping[str, ArrayEntry]
     where: str
+    made_by: str = ""
+    """The class of the thing it was captured from, where the checkpoint tells."""
 
     @classmethod
-    def of(cls, name: str, part: Part, where: str) -> SavedPart:
-        return cls(name, part.kind, part.skeleton, part.arrays, where)
+    def of(cls, name: str, part: Part, where: str, made_by: str = "") -> SavedPart:
+        return cls(name, part.kind, part.skeleton, part.arrays, where, made_by)
 
     @property
     def content(self) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from holdfast import files
-from holdfast.errors import FormatError, HoldfastError, NotFoundError
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError
 from holdfast.format import sealed
 from holdfast.format.manifest import VERSION, check_version
 
@@ -45,7 +45,15 @@ def read_run(run: str) -> RunBook:
         data = files.read_file(path, _LIMIT)
     except NotFoundError:
         raise NotFoundError(f"{run} is not a run: it has no {RUN_FILE}.", path=run, candidates=[]) from None
-    content = sealed.decode(data, path)
+    try:
+        content = sealed.decode(data, path)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{path} is damaged: its last line is not the digest of what is before it. Next: put a copy of it back (a "
+            f"mirror or a backup has one). Without one each checkpoint in {run} still opens by its own path, and a new "
+            f"run can start from one with init={{…}}.",
+            **{**error.facts, "path": run},
+        ) from error
     check_version(content, "holdfast-run", path)
     try:
         return msgspec.convert(content, RunBook, strict=True)

@@ -164,11 +164,15 @@ def _unhex(text: str) -> torch.Tensor:
 # -- the training's side -------------------------------------------------------------------
 
 
-def pending_gradients(things: Mapping[str, Any], stepped: Collection[str]) -> dict[str, torch.Tensor]:
-    """The gradients that tracked parameters gather, by part and parameter name.
+def gradients(
+    things: Mapping[str, Any], stepped: Collection[str]
+) -> tuple[dict[str, torch.Tensor], list[str] | bool]:
+    """The gradients that tracked parameters gather, by part and parameter name, and which others hold one.
 
-    Left out are those that an optimizer among `stepped` has used, and, if there is one, those that
-    no tracked optimizer uses.
+    The others are those that an optimizer among `stepped` has used and, if there is one, those that
+    no tracked optimizer uses: their values count no more, but ``zero_grad(set_to_none=False)`` makes
+    zeros of them, and an optimizer moves a parameter whose gradient is zero. True stands for all
+    parameters that train.
     """
     users: dict[int, bool] = {}
     for part, thing in things.items():
@@ -176,18 +180,31 @@ def pending_gradients(things: Mapping[str, Any], stepped: Collection[str]) -> di
             for group in thing.param_groups:
                 for parameter in group["params"]:
                     users[id(parameter)] = users.get(id(parameter), False) or part in stepped
-    return {
-        name: parameter.grad
-        for name, parameter in _owned(things)
-        if parameter.grad is not None and not users.get(id(parameter), bool(stepped))
-    }
+    pending: dict[str, torch.Tensor] = {}
+    used, complete = [], True
+    for name, parameter in _owned(things):
+        complete = complete and parameter.requires_grad == (parameter.grad is not None)
+        if parameter.grad is None:
+            continue
+        if users.get(id(parameter), bool(stepped)):
+            used.append(name)
+        else:
+            pending[name] = parameter.grad
+    return pending, used if not (complete and used) else True
 
 
-def set_gradients(things: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:
-    """Gives tracked parameters these gradients, and all the others none."""
+def set_gradients(
+    things: Mapping[str, Any], values: Mapping[str, torch.Tensor], zeros: Collection[str] | bool
+) -> None:
+    """Gives tracked parameters these gradients, those named in `zeros` zeros, and all the others none."""
     for name, parameter in _owned(things):
         value = values.get(name)
-        parameter.grad = None if value is None else value.to(parameter.device)
+        if value is not None:
+            parameter.grad = value.to(parameter.device)
+        elif parameter.requires_grad if zeros is True else zeros and name in zeros:
+            parameter.grad = torch.zeros_like(parameter)
+        else:
+            parameter.grad = None
 
 
 def _owned(things: Mapping[str, Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from holdfast.errors import FormatError, UsageError
+from holdfast.errors import FormatError, MismatchError, UsageError
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.state.tree import encode
 from holdfast.torch import arrays, modules
@@ -100,6 +101,10 @@ def plan_restore(
     """
     value = part.value(lambda _, name: _Ref(name))
     groups, saved_state = _shape_of(value, part)
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    own_of_torch = part.made_by.startswith("torch.optim.") and kind.startswith("torch.optim.")
+    if own_of_torch and part.made_by != kind:  # another algorithm would take the state, and ignore it
+        plan.differ(part.name, "class", part.made_by, kind)
     live = optimizer.param_groups
     if len(groups) != len(live):
         plan.differ(part.name, "param_groups", f"{len(groups)} groups", f"{len(live)} groups")
@@ -134,6 +139,8 @@ def plan_restore(
         if isinstance(key, int) or (isinstance(key, str) and isinstance(item, dict) and item):
             plan.surplus(part.name, f"state/{key}")
 
+    _rehearse(optimizer, states, part)
+
     def install() -> None:
         state: Any = collections.defaultdict(dict)
         for parameter, entry in states:
@@ -141,6 +148,29 @@ def plan_restore(
         optimizer.__setstate__({"state": state, "param_groups": optimizer.param_groups})
 
     plan.after(install)
+
+
+def _rehearse(optimizer: Optimizer, states: list[tuple[Any, dict[str, Any]]], part: SavedPart) -> None:
+    """Lets a copy take the state, with empty tensors for its arrays: what it misses is found before the first byte."""
+    trial: Any = copy.copy(optimizer)
+    state: Any = collections.defaultdict(dict)
+    for parameter, entry in states:
+        state[parameter] = {
+            field: torch.empty(0) if callable(item) else item for field, item in entry.items()
+        }
+    groups = [dict(group) for group in optimizer.param_groups]
+    try:
+        trial.__setstate__({"state": state, "param_groups": groups})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        kind = type(optimizer).__name__
+        raise MismatchError(
+            f"{part.where}: the state of {part.name!r} is not that of a {kind} ({type(error).__name__}: {error}); "
+            f"nothing was changed. Next: build the optimizer as it was saved, or, in a run, begin with a new one: "
+            f"fresh=[{part.name!r}].",
+            missing=[],
+            unexpected=[],
+            different=[part.name],
+        ) from error
 
 
 def _shape_of(value: Any, part: SavedPart) -> tuple[list[dict[str, Any]], dict[Any, Any]]:
