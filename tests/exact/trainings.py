@@ -45,14 +45,18 @@ class Launch:
         path: the run's directory.
         number: what the random streams are seeded with before the training builds anything: a
             launch that continues another one must not depend on it.
-        die_at: a step in whose body the launch ends, and `how`: "raise", "kill" or "exit".
+        die_at: the step at which the launch ends, or a pair of the step and the place in the loop
+            (what `alive` was called with), and `how`: "raise", "kill" or "exit".
+        signals: step → names of the signals that the process group gets in the body of that step.
         thorough: save at every boundary, and keep all.
         options: what takes precedence over the training's own options for `Run`.
 
     """
 
-    def __init__(self, path, number=0, *, die_at=None, how="raise", thorough=False, **options):
-        self.path, self.number, self.die_at, self.how = str(path), number, die_at, how
+    def __init__(self, path, number=0, *, die_at=None, how="raise", signals=None, thorough=False, **options):
+        self.path, self.number, self.how = str(path), number, how
+        self.die_at = die_at if isinstance(die_at, list | tuple | None) else (die_at, "body")
+        self.signals = {int(key): names for key, names in (signals or {}).items()}
         self.thorough, self.options = thorough, options
         self.things = {}
         seed(number)
@@ -85,9 +89,12 @@ class Launch:
         if self.thorough:
             self._run.save()
 
-    def alive(self):
-        """Dies here if that was asked for."""
-        if self.die_at is not None and self._run.progress.step == self.die_at:
+    def alive(self, place="body"):
+        """Gets the signals that are due, and dies here if that was asked for."""
+        now = self._run.progress.step
+        for name in self.signals.pop(now, ()):
+            os.killpg(0, getattr(signal, name))
+        if self.die_at is not None and (now, place) == tuple(self.die_at):
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "exit":
@@ -220,8 +227,16 @@ def find(name):
 
 
 def obey(order):
-    """Carries out one order: {"training", "path", "number", "options", "end": file}."""
-    end = launch(find(order["training"]), order["path"], order["number"], **order.get("options", {}))
+    """Carries out one order: {"training", "path", "number", "options", "end": file}.
+
+    The process has a group of its own, for signals.
+    """
+    os.setsid()
+    options = order.get("options", {})
+    for name, kind in (("every", Every), ("keep", Keep)):
+        if name in options:
+            options[name] = kind(**options[name])
+    end = launch(find(order["training"]), order["path"], order["number"], **options)
     if order.get("end"):
         with open(order["end"], "w", encoding="utf-8") as file:
             json.dump(end, file)
@@ -230,6 +245,7 @@ def obey(order):
 def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         orders = json.load(file)
+    importlib.import_module("torch._dynamo")  # which every optimizer's first step would import
     for order in orders:
         importlib.import_module(order["training"].partition(":")[0])
     codes = []
@@ -241,9 +257,9 @@ def main():
                 obey(order)
             except SystemExit as error:
                 sys.exit(error.code)
-            except BaseException:
+            except BaseException as error:
                 traceback.print_exc()
-                sys.exit(1)
+                sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
             sys.exit(0)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     print(json.dumps(codes))
