@@ -8,7 +8,7 @@ import platform
 from datetime import UTC, datetime
 
 from benchmarks.limits import thread_counts
-from holdfast import files
+from holdfast import storage
 
 
 def facts(place: str) -> dict[str, str]:
@@ -18,7 +18,7 @@ def facts(place: str) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{len(_affinity())} cores, {_processor()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
-        "file system": files.file_system_type(place),
+        "file system": storage.file_system_type(place),
         "system": f"{platform.system()} {platform.release()}",
         "versions": ", ".join(
             [f"Python {platform.python_version()}"]

@@ -72,6 +72,7 @@ class Checkpoint:
 
     @property
     def manifest(self) -> Manifest:
+        """All that `checkpoint.json` says, as it stands there."""
         return self._manifest
 
     @property

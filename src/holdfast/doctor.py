@@ -16,6 +16,7 @@ from typing import Any
 
 from holdfast import files
 from holdfast.errors import NotFoundError, UsageError
+from holdfast.storage import file_system_type, free_bytes, refuse_object_store
 from holdfast.store import book, catalog, quota
 from holdfast.store.lease import holder_of
 
@@ -148,7 +149,7 @@ def _storage(path: str, *, write: bool) -> Storage:
     direct = files.direct_io_works(path) if writable and write else None
     storage = Storage(
         path=path,
-        type=files.file_system_type(path),
+        type=file_system_type(path),
         directory_sync=files.sync_directory(path) if os.access(path, os.R_OK) else None,
         direct_io=direct,
         free=room.f_bavail * room.f_frsize,
@@ -157,7 +158,7 @@ def _storage(path: str, *, write: bool) -> Storage:
     )
     if not write:
         return storage
-    count = min(TEST_BYTES, files.free_bytes(path) // 10) // files.DIRECT_ALIGNMENT * files.DIRECT_ALIGNMENT
+    count = min(TEST_BYTES, free_bytes(path) // 10) // files.DIRECT_ALIGNMENT * files.DIRECT_ALIGNMENT
     if storage.quota is not None and storage.quota.left is not None:
         count = min(count, storage.quota.left // 10) // files.DIRECT_ALIGNMENT * files.DIRECT_ALIGNMENT
     if count <= 0:
@@ -223,7 +224,7 @@ def _suggestions(storage: Storage, cost: SaveCost | None) -> list[str]:
     if storage.type in _VOLATILE:
         said.append(f"{storage.path} is memory ({storage.type}): checkpoints there do not survive a reboot.")
     try:
-        files.refuse_object_store(storage.path)
+        refuse_object_store(storage.path)
     except UsageError as error:
         said.append(str(error))
     if storage.directory_sync is False:

@@ -73,6 +73,11 @@ class NotFoundError(CheckpointError, FileNotFoundError):
 
     exit_code = 4
 
+    def __init__(self, message: str, **facts: Any) -> None:
+        HoldfastError.__init__(self, message, **facts)
+        self.errno = errno.ENOENT
+        self.filename = facts.get("path")
+
 
 class DamagedError(CheckpointError):
     """Bytes on disk are not those that were written.
@@ -149,6 +154,9 @@ class Preempted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.message, self.code))
 
 
 _ADVICE = {

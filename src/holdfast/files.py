@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import Iterator
 
-from holdfast.errors import FormatError, NotFoundError, StorageError, UsageError, storage_error
+from holdfast.errors import FormatError, NotFoundError, StorageError, storage_error
 
 Path = str | os.PathLike[str]
 Buffer = bytes | bytearray | memoryview
@@ -365,68 +365,6 @@ def _try_direct(path: str) -> bool:
         os.close(fd)
         with contextlib.suppress(OSError):
             _forget(path)
-
-
-# -- what the storage is ---------------------------------------------------------------------
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write on the file system of `path` (quotas not counted)."""
-    with translated(path, "look at"):
-        room = os.statvfs(path)
-    return room.f_bavail * room.f_frsize
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Speaks before a write that cannot fit: `StorageError` with both figures."""
-    free = free_bytes(path)
-    if free < needed:
-        raise StorageError(
-            f"No space for this checkpoint in {os.fspath(path)}: it needs {needed:,} bytes and "
-            f"{free:,} are free. Free some, keep fewer checkpoints (keep=Keep(last=1)), or see "
-            f"`holdfast prune`.",
-            errno=errno.ENOSPC,
-            path=os.fspath(path),
-            operation="write",
-            needed=needed,
-            free=free,
-        )
-
-
-_OBJECT_STORES = ("s3fs", "gcsfuse", "mountpoint-s3", "goofys", "geesefs", "rclone", "blobfuse", "blobfuse2")
-
-
-def file_system_type(path: Path) -> str:
-    """The type of the file system that holds `path` (``ext4``, ``fuse.gcsfuse``), or ``unknown``."""
-    path = os.path.realpath(path)
-    best, kind = "", "unknown"
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts,
-    ):
-        for line in mounts:
-            device, point, fstype = line.split()[:3]
-            point = point.encode().decode("unicode_escape")
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, f"{fstype}:{device}" if fstype == "fuse" else fstype
-    return kind
-
-
-def refuse_object_store(path: Path) -> None:
-    """A bucket mounted as a folder has no atomic rename: no run can live there."""
-    existing = os.path.abspath(path)
-    while not os.path.exists(existing):
-        existing = os.path.dirname(existing)
-    kind = file_system_type(existing)
-    if kind.startswith("fuse") and any(name in kind for name in _OBJECT_STORES):
-        raise UsageError(
-            f"{os.fspath(path)} lies in an object store that is mounted as a folder ({kind}); it has no "
-            f"atomic rename, so no checkpoint would be safe. Put the run on a local or a network file "
-            f"system.",
-            path=os.fspath(path),
-            found=kind,
-        )
 
 
 _AT_FDCWD = -100

@@ -400,7 +400,8 @@ def _check_text_and_wait(note: Any, wait: Any) -> None:
         raise UsageError(f"note={note!r}: expected a text.", found=note)
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
         raise UsageError(
-            f"wait={wait!r}: expected seconds to wait for a process that holds the run, like wait=60.", found=wait
+            f"wait={wait!r}: expected seconds to wait for a process that holds the run, like wait=60.",
+            found=wait,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from holdfast import files
+from holdfast import files, storage
 from holdfast.errors import UsageError
 from holdfast.store import book, catalog
 from holdfast.store.catalog import Entry
@@ -40,7 +40,7 @@ class Session:
             StorageError: it cannot be created or written.
 
         """
-        files.refuse_object_store(path)
+        storage.refuse_object_store(path)
         check_place(path)
         files.make_directory(path)
         lease = Lease.acquire(path, wait=wait, say=say)

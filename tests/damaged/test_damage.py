@@ -14,7 +14,14 @@ import holdfast
 from holdfast import CheckpointError, DamagedError, FormatError, HoldfastError, NotFoundError
 from holdfast.format import sealed
 
-FILES = ["checkpoint.json", "arrays.json", "README.md", "notes.txt", "model.safetensors", "optimizer.safetensors"]
+FILES = [
+    "checkpoint.json",
+    "arrays.json",
+    "README.md",
+    "notes.txt",
+    "model.safetensors",
+    "optimizer.safetensors",
+]
 PAYLOAD = {"model.safetensors": "model", "optimizer.safetensors": "optimizer"}
 
 
@@ -92,7 +99,9 @@ def test_every_file_and_every_harm(ckpt, templates, name, harm):
     if name == "checkpoint.json":
         if harm == "another checkpoint's":
             problems = holdfast.open(ckpt).verify()
-            assert problems and all("README.md" in str(p) or "arrays.json" in str(p) or "notes" in str(p) for p in problems)
+            assert problems and all(
+                "README.md" in str(p) or "arrays.json" in str(p) or "notes" in str(p) for p in problems
+            )
             name = "arrays.json"
         else:
             with pytest.raises(CheckpointError) as caught:
@@ -207,7 +216,9 @@ def test_block_and_arrays_are_named(tmp_path):
     first, second = holdfast.open(path).verify()
     assert (first.block, first.arrays) == (0, ["state_a/first"])
     assert (second.block, second.arrays) == (1, ["state_a/first", "state_a/second"])
-    assert str(first).startswith(f"{file} is damaged in block 0 of 3 (bytes 0 to 16,777,216): expected xxh3-128 ")
+    assert str(first).startswith(
+        f"{file} is damaged in block 0 of 3 (bytes 0 to 16,777,216): expected xxh3-128 "
+    )
     assert first.expected in str(first) and first.found in str(first) and first.expected != first.found
     assert "It holds state_a/first." in str(first) and f"Next: `holdfast verify {path}`." in str(first)
 

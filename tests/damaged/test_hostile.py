@@ -30,7 +30,15 @@ _watching = [False]
 
 
 def _note(event, arguments):
-    if _watching[0] and event in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink", "exec", "os.system"):
+    if _watching[0] and event in (
+        "open",
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.symlink",
+        "exec",
+        "os.system",
+    ):
         opened.append((event, str(arguments[0])))
 
 
@@ -114,7 +122,10 @@ def use(path):
                 lambda: holdfast.open(path).load(arrays="numpy"),
                 lambda: holdfast.open(path).verify(),
                 lambda: holdfast.restore(path, live),
-                lambda: [getattr(holdfast.open(path), name) for name in ("metrics", "config", "environment", "parts")],
+                lambda: [
+                    getattr(holdfast.open(path), name)
+                    for name in ("metrics", "config", "environment", "parts")
+                ],
             ]
             for act in acts:
                 try:
@@ -155,7 +166,10 @@ for _ in range(120):
     deep = [deep]
 
 ARRAYS = {
-    "a file in the folder above": (lambda c: listed(c, "../secret.safetensors"), "plain names inside its folder"),
+    "a file in the folder above": (
+        lambda c: listed(c, "../secret.safetensors"),
+        "plain names inside its folder",
+    ),
     "an absolute file": (lambda c: listed(c, "/etc/passwd"), "'/etc/passwd'"),
     "a hidden file": (lambda c: listed(c, ".secret"), "'.secret'"),
     "a file name with a zero": (lambda c: listed(c, "a\0b"), "a\\x00b"),
@@ -171,13 +185,22 @@ ARRAYS = {
     ),
     "a block size of one": (lambda c: c.update(block_size=1), "block digests"),
     "a tiny block size": (lambda c: c.update(block_size=64), "block digests"),
-    "no block digests": (lambda c: c["files"]["model.safetensors"].update(blocks=[]), "lists 0 block digests"),
+    "no block digests": (
+        lambda c: c["files"]["model.safetensors"].update(blocks=[]),
+        "lists 0 block digests",
+    ),
     "an unknown tag": (skeleton({"$": "quaternion", "v": 1}), "which this version of Holdfast does not know"),
     "a tag with wrong content": (skeleton({"$": "set", "v": [{}]}), "is not what that tag holds"),
-    "an array that is not listed": (skeleton({"$": "torch", "v": "/nowhere"}), "which the table does not list"),
+    "an array that is not listed": (
+        skeleton({"$": "torch", "v": "/nowhere"}),
+        "which the table does not list",
+    ),
     "an array of another framework": (skeleton({"$": "os", "v": "system"}), "'os'"),
     "nested too deep": (skeleton(deep), "nested deeper than 100"),
-    "a skeleton of nothing for a model": (skeleton(None, "model"), "is a NoneType, not the state of a module"),
+    "a skeleton of nothing for a model": (
+        skeleton(None, "model"),
+        "is a NoneType, not the state of a module",
+    ),
     "a list for a model": (skeleton([1], "model"), "is a list, not the state of a module"),
     "numbers for an optimizer": (skeleton(5, "optimizer"), "not the state of an optimizer"),
     "an optimizer of texts": (
@@ -238,10 +261,22 @@ def test_hostile_json(ckpt, name):
 
 MANIFEST = {
     "no files": (lambda m: m.update(files={}), "does not list arrays.json"),
-    "a file above": (lambda m: m["files"].update({"../secret.safetensors": m["files"]["arrays.json"]}), "plain names"),
-    "metrics that are no mapping": (lambda m: m.update(metrics={"$": "int", "v": "5"}), "no mapping under 'metrics'"),
-    "an environment that is a list": (lambda m: m.update(environment={"$": "tuple", "v": []}), "'environment'"),
-    "an array for a config": (lambda m: m.update(config={"$": "torch", "v": "weight"}), "holds the torch array"),
+    "a file above": (
+        lambda m: m["files"].update({"../secret.safetensors": m["files"]["arrays.json"]}),
+        "plain names",
+    ),
+    "metrics that are no mapping": (
+        lambda m: m.update(metrics={"$": "int", "v": "5"}),
+        "no mapping under 'metrics'",
+    ),
+    "an environment that is a list": (
+        lambda m: m.update(environment={"$": "tuple", "v": []}),
+        "'environment'",
+    ),
+    "an array for a config": (
+        lambda m: m.update(config={"$": "torch", "v": "weight"}),
+        "holds the torch array",
+    ),
     "a config of an unknown kind": (lambda m: m.update(config={"$": "code", "v": "1/0"}), "'code'"),
     "a size beyond all": (lambda m: m["files"]["README.md"].update(size=2**63), "which no file has"),
     "a name that is a path": (lambda m: m.update(name="../../x"), None),
@@ -301,7 +336,9 @@ def test_headers_that_lie(ckpt, name):
     with pytest.raises(FormatError) as caught:
         safetensors.parse_header((ckpt / "model.safetensors").read_bytes(), len(data), "model.safetensors")
     if name == "2^60 bytes":
-        assert "announces a header of 1,152,921,504,606,846,976 bytes; the limit is 100,000,000" in str(caught.value)
+        assert "announces a header of 1,152,921,504,606,846,976 bytes; the limit is 100,000,000" in str(
+            caught.value
+        )
 
 
 def test_an_empty_payload(ckpt):
@@ -359,7 +396,10 @@ def test_classes_are_not_called(ckpt, tag):
 
 def test_modules_are_not_imported(ckpt):
     """A skeleton that names a module does not import it."""
-    value = [{"$": "enum", "class": "antigravity:x", "name": "a", "v": 1}, {"$": "torch.dtype", "v": "_dynamo"}]
+    value = [
+        {"$": "enum", "class": "antigravity:x", "name": "a", "v": 1},
+        {"$": "torch.dtype", "v": "_dynamo"},
+    ]
     forge(ckpt, arrays=skeleton(value))
     before = set(sys.modules)
     with pytest.raises(FormatError, match="has no dtype '_dynamo'"):
@@ -427,7 +467,9 @@ json_values = st.recursive(
 def places(value, path=()):
     """The paths of all places in a nested value."""
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    children = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
     for key, child in children:
         yield from places(child, (*path, key))
 

@@ -10,6 +10,7 @@ reads a JSON list of orders (see `obey`) and carries each out in a forked proces
 that importing torch is paid for once.
 """
 
+import gc
 import hashlib
 import importlib
 import json
@@ -245,9 +246,11 @@ def obey(order):
 def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         orders = json.load(file)
-    importlib.import_module("torch._dynamo")  # which every optimizer's first step would import
+    for name in ("torch._dynamo", "holdfast.run", "holdfast.torch.loader", "holdfast.payload.reader"):
+        importlib.import_module(name)  # what every child would import at its first step
     for order in orders:
         importlib.import_module(order["training"].partition(":")[0])
+    gc.freeze()
     codes = []
     for order in orders:
         sys.stdout.flush()

@@ -157,7 +157,13 @@ def test_tied_and_aliased(path):
 def test_partly_overlapping(path):
     """Tensors that share a part of their memory are stored apart, noted as such, and come back apart."""
     base = torch.arange(100.0)
-    views = {"all": base, "front": base[:60], "middle": base[20:30], "back": base[50:], "other": torch.ones(5)}
+    views = {
+        "all": base,
+        "front": base[:60],
+        "middle": base[20:30],
+        "back": base[50:],
+        "other": torch.ones(5),
+    }
     holdfast.save(path, {"views": views})
     noted = {tuple(pair) for pair in table(path)["overlaps"]}
     assert noted == {("views/front", "views/all"), ("views/all", "views/middle"), ("views/all", "views/back")}
@@ -184,7 +190,10 @@ REFUSED = {
     "csr": (lambda: torch.eye(3).to_sparse_csr(), "to_dense"),
     "quantized": (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8), "dequantized"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "unbind"),
-    "jagged": (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "unbind"),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "unbind",
+    ),
     "lazy": (lambda: nn.LazyLinear(2).weight, "run one batch through the model first"),
 }
 
@@ -217,7 +226,9 @@ def test_a_tensor_that_wraps_others(path):
 
 
 def parameters(net):
-    return {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value.clone() for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)
+    }
 
 
 def assert_equal(net, values):
@@ -339,7 +350,9 @@ def test_own_loading_code_that_fails(path):
     holdfast.save(path, {"model": nn.Sequential(nn.Linear(2, 2))})
     with pytest.raises(MismatchError) as caught:
         holdfast.restore(path, {"model": nn.Sequential(OwnLoading())})
-    assert "does not fit Sequential, whose own loading code says: Error(s) in loading state_dict" in str(caught.value)
+    assert "does not fit Sequential, whose own loading code says: Error(s) in loading state_dict" in str(
+        caught.value
+    )
     assert "Parts of it may have been overwritten already" in str(caught.value)
     assert caught.value.target_changed is True
 
@@ -356,7 +369,9 @@ def test_hooks_and_parametrizations(path, make):
         elif make == "spectral_norm":
             net = torch.nn.utils.parametrizations.spectral_norm(net)
         else:
-            net.register_state_dict_post_hook(lambda m, state, prefix, _: state.update({f"{prefix}more": torch.ones(1)}))
+            net.register_state_dict_post_hook(
+                lambda m, state, prefix, _: state.update({f"{prefix}more": torch.ones(1)})
+            )
             net.register_load_state_dict_pre_hook(lambda m, state, prefix, *_: state.pop(f"{prefix}more"))
         built.append(net)
         return net.eval()

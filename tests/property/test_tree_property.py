@@ -152,7 +152,18 @@ json_values = st.recursive(
         | st.builds(
             lambda tag, content, extra: {"$": tag, "v": content, **extra},
             st.sampled_from(
-                ["int", "float", "complex", "bytes", "dict", "Counter", "defaultdict", "set", "deque", "range"]
+                [
+                    "int",
+                    "float",
+                    "complex",
+                    "bytes",
+                    "dict",
+                    "Counter",
+                    "defaultdict",
+                    "set",
+                    "deque",
+                    "range",
+                ]
                 + ["slice", "path", "datetime", "time", "date", "timedelta", "enum", "namedtuple", "tuple"]
                 + ["numpy.scalar", "numpy.dtype", "numpy.Generator", "torch.dtype", "torch.device", "nobody"]
             ),

@@ -49,7 +49,9 @@ def an_arrays(**changes):
     values = {
         "block_size": 16 << 20,
         "files": {"model.safetensors": PayloadRecord(4120, (ZERO,))},
-        "parts": {"model": Part(kind="torch.Module", skeleton={"$": "flat", "v": "torch"}, arrays={"w": entry})},
+        "parts": {
+            "model": Part(kind="torch.Module", skeleton={"$": "flat", "v": "torch"}, arrays={"w": entry})
+        },
     }
     return Arrays(**{**values, **changes})
 
@@ -103,7 +105,9 @@ def test_no_version(version):
 
 def test_another_kind_of_file():
     """One JSON file in the place of the other says which format was found."""
-    with pytest.raises(FormatError, match="is not a holdfast-checkpoint file: its format is 'holdfast-arrays'"):
+    with pytest.raises(
+        FormatError, match="is not a holdfast-checkpoint file: its format is 'holdfast-arrays'"
+    ):
         decode_manifest(encode_arrays(an_arrays()), WHERE)
     with pytest.raises(DamagedError):
         decode_manifest(b"", WHERE)
@@ -119,10 +123,16 @@ MANIFEST_FAULTS = {
     "a negative batch": (lambda c: c["progress"].update(batch=-3), "holds the size -3"),
     "files as a list": (lambda c: c.update(files=[]), r"\$.files"),
     "a file outside": (lambda c: c["files"].update({"../x": c["files"]["arrays.json"]}), "'../x'"),
-    "an absolute file": (lambda c: c["files"].update({"/etc/passwd": c["files"]["arrays.json"]}), "'/etc/passwd'"),
+    "an absolute file": (
+        lambda c: c["files"].update({"/etc/passwd": c["files"]["arrays.json"]}),
+        "'/etc/passwd'",
+    ),
     "a negative size": (lambda c: c["files"]["arrays.json"].update(size=-5), "holds the size -5"),
     "a size of 2^63": (lambda c: c["files"]["arrays.json"].update(size=2**63), "9,223,372,036,854,775,808"),
-    "a short digest": (lambda c: c["files"]["arrays.json"].update(digest="00"), "32 lower-case hexadecimal digits"),
+    "a short digest": (
+        lambda c: c["files"]["arrays.json"].update(digest="00"),
+        "32 lower-case hexadecimal digits",
+    ),
     "a digest of letters": (lambda c: c["files"]["arrays.json"].update(digest="z" * 32), "hexadecimal"),
     "metrics as a list": (lambda c: c.update(metrics=[1]), r"\$.metrics"),
     "NaN marks as numbers": (lambda c: c.update(nan=[1]), r"\$.nan"),
@@ -157,10 +167,16 @@ ARRAYS_FAULTS = {
     "one extent beyond all": (lambda c: entry(c).update(shape=[2**63]), "would have"),
     "a hundred axes": (lambda c: entry(c).update(shape=[1] * 100), "at most 64 sizes"),
     "a shape in floats": (lambda c: entry(c).update(shape=[2.5]), r"\$.parts"),
-    "too many bytes": (lambda c: entry(c).update(shape=[3, 3]), "has a chunk of 24 bytes; F32 \\[3, 3\\] needs 36"),
+    "too many bytes": (
+        lambda c: entry(c).update(shape=[3, 3]),
+        "has a chunk of 24 bytes; F32 \\[3, 3\\] needs 36",
+    ),
     "no chunks": (lambda c: entry(c).update(chunks=[]), "hold 0 of its 24 bytes"),
     "a whole without chunks": (lambda c: entry(c).update(shape=[2**60], chunks=[]), "hold 0 of its"),
-    "the same chunk twice": (lambda c: entry(c).update(chunks=[chunk(c), chunk(c)]), "hold 48 of its 24 bytes"),
+    "the same chunk twice": (
+        lambda c: entry(c).update(chunks=[chunk(c), chunk(c)]),
+        "hold 48 of its 24 bytes",
+    ),
     "an unlisted file": (lambda c: chunk(c).update(file="other.safetensors"), "which is not listed"),
     "a file outside": (lambda c: chunk(c).update(file="../../secret"), "'../../secret', which is not listed"),
     "past the end": (lambda c: chunk(c).update(bytes=[4100, 4124]), "which has 4,120 bytes"),
@@ -173,7 +189,10 @@ ARRAYS_FAULTS = {
     "no block size": (lambda c: c.update(block_size=0), "gives a block size of 0 bytes"),
     "a huge block size": (lambda c: c.update(block_size=2**40), "gives a block size of 1,099,511,627,776"),
     "too few digests": (lambda c: c["files"]["model.safetensors"].update(blocks=[]), "lists 0 block digests"),
-    "a digest of letters": (lambda c: c["files"]["model.safetensors"].update(blocks=["g" * 32]), "hexadecimal"),
+    "a digest of letters": (
+        lambda c: c["files"]["model.safetensors"].update(blocks=["g" * 32]),
+        "hexadecimal",
+    ),
     "a listed file outside": (lambda c: c["files"].update({"..": c["files"]["model.safetensors"]}), "'..'"),
     "a size that overflows": (
         lambda c: c["files"]["model.safetensors"].update(size=2**64, blocks=[]),

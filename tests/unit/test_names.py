@@ -45,7 +45,9 @@ def test_part_names(name):
     assert names.check_part_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "Model", "2d", "_a", "my-model", "a.b", "a/b", "../a", "a\n", "ä", 3, None])
+@pytest.mark.parametrize(
+    "name", ["", "Model", "2d", "_a", "my-model", "a.b", "a/b", "../a", "a\n", "ä", 3, None]
+)
 def test_bad_part_names(name):
     """Any other part name is refused, with what a name looks like."""
     with pytest.raises(UsageError) as caught:
@@ -61,7 +63,9 @@ def test_reserved_part_names(name):
         names.check_part_name(name)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "README.md", "probe.png"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model-00001-of-00002.safetensors", "README.md", "probe.png"]
+)
 def test_file_names(name):
     """Plain file names are taken."""
     assert names.check_file_name(name, "m") == name
@@ -69,7 +73,23 @@ def test_file_names(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../a", "a/b", "/etc/passwd", "a\\b", "C:a", ".hidden", "a..b", "a\0b", "a\n", "-rf", "~a", "ä"],
+    [
+        "",
+        ".",
+        "..",
+        "../a",
+        "a/b",
+        "/etc/passwd",
+        "a\\b",
+        "C:a",
+        ".hidden",
+        "a..b",
+        "a\0b",
+        "a\n",
+        "-rf",
+        "~a",
+        "ä",
+    ],
 )
 def test_file_names_that_could_point_outside(name):
     """Any name that could lead out of the folder is refused before anything is opened."""

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 import holdfast
-from holdfast import Every, Keep, LeaseError, MismatchError, NotFoundError, Probe, StorageError, UsageError, files
+from holdfast import (
+    Every,
+    Keep,
+    LeaseError,
+    MismatchError,
+    NotFoundError,
+    Probe,
+    StorageError,
+    UsageError,
+    files,
+)
 from holdfast.errors import ProbeError
 
 
@@ -42,7 +52,9 @@ def test_an_object_deep_in_the_state(path):
     """An object that cannot be held is named by its path and type, and nothing is saved; the run can go on."""
     run = holdfast.Run(path)
     run.state["buffer"] = [{"transitions": ({"env": object()},)}]
-    with refused("state/buffer/0/transitions/0/env is a object, which a checkpoint cannot hold", "Nothing was saved."):
+    with refused(
+        "state/buffer/0/transitions/0/env is a object, which a checkpoint cannot hold", "Nothing was saved."
+    ):
         run.save(epoch=1)
     assert run.checkpoints == []
     run.state["buffer"][0]["transitions"][0]["env"] = lambda: 0
@@ -55,7 +67,10 @@ def test_an_object_deep_in_the_state(path):
 
 
 TENSORS = {
-    "meta": (lambda: torch.ones(2, device="meta"), "is on the meta device and has no data: materialise the model"),
+    "meta": (
+        lambda: torch.ones(2, device="meta"),
+        "is on the meta device and has no data: materialise the model",
+    ),
     "sparse": (lambda: torch.eye(2).to_sparse(), "has the layout torch.sparse_coo", ".to_dense()"),
     "quantized": (
         lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
@@ -85,14 +100,18 @@ def test_a_model_on_the_meta_device(path, tmp_path):
     with refused("model/weight is on the meta device and has no data"):
         holdfast.save(tmp_path / "a", {"model": meta})
     holdfast.save(tmp_path / "a", {"model": torch.nn.Linear(2, 1)})
-    with refused("model/weight is on the meta device and has no memory to restore into", ".to_empty(device=…)"):
+    with refused(
+        "model/weight is on the meta device and has no memory to restore into", ".to_empty(device=…)"
+    ):
         holdfast.restore(tmp_path / "a", {"model": meta})
 
 
 # -- track -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [3, 0.1, "x", None, [1], (1,), {"w": np.ones(2)}, np.ones(2), torch.ones(2)])
+@pytest.mark.parametrize(
+    "value", [3, 0.1, "x", None, [1], (1,), {"w": np.ones(2)}, np.ones(2), torch.ones(2)]
+)
 def test_values_that_cannot_be_restored_in_place(path, value):
     """A scalar, a list, an array or a pytree in `track` would keep its first value for ever: run.state is named."""
     with refused(
@@ -144,11 +163,14 @@ ARGUMENTS = [
     ({"on_nan": "ignore"}, "on_nan='ignore': expected 'mark' or 'raise'."),
     ({"fresh": "optimizer.lr"}, "fresh='optimizer.lr': expected a list, like fresh=['optimizer.lr']."),
     ({"changed": "epochs"}, "changed='epochs': expected a list, like changed=['epochs']."),
-    ({"init": "runs/base"}, "init='runs/base': expected a mapping like {\"model\": \"runs/base@best\"}."),
+    ({"init": "runs/base"}, 'init=\'runs/base\': expected a mapping like {"model": "runs/base@best"}.'),
     ({"config": [1]}, "config is a list; pass a mapping, like vars(args)."),
     ({"config": {"a": {"b": object()}}}, "config/a/b is a object, which a checkpoint cannot hold"),
     ({"config": {"mean": np.ones(2)}}, "config/mean is an array; only plain values can stand here."),
-    ({"config": {"x": "y" * 40_000}}, "at most 32,768 are stored with each checkpoint. Next: leave the large"),
+    (
+        {"config": {"x": "y" * 40_000}},
+        "at most 32,768 are stored with each checkpoint. Next: leave the large",
+    ),
     ({"staging": "lots"}, "staging='lots': expected bytes"),
     ({"staging": -1}, "staging=-1: expected bytes"),
     ({"wait": -5}, "wait=-5: expected seconds"),
@@ -183,7 +205,9 @@ def test_best_without_metric_and_mode(path):
     """`best` without metric and mode is refused with the whole call to write."""
     with refused("Keep(best=2): a best needs a metric and a mode", "metric='val_accuracy', mode='max')"):
         Keep(best=2)
-    with refused("run.best needs a metric to rank by", 'keep=Keep(best=1, metric="val_accuracy", mode="max")'):
+    with refused(
+        "run.best needs a metric to rank by", 'keep=Keep(best=1, metric="val_accuracy", mode="max")'
+    ):
         _ = holdfast.Run(path).best
 
 
@@ -218,7 +242,9 @@ def test_one_loop(path):
     """A second loop inside the first, or after it, is refused: phases are runs chained by init."""
     run = holdfast.Run(path)
     for _ in run.epochs(1):
-        with refused("run.steps() was called inside run.epochs(): a run has one loop.", "chained by init={…}"):
+        with refused(
+            "run.steps() was called inside run.epochs(): a run has one loop.", "chained by init={…}"
+        ):
             next(run.steps(3))
         with refused("run.epochs() has resumed already; run.resume() is for loops of your own."):
             run.resume()
@@ -230,7 +256,9 @@ def test_one_loop(path):
 def test_batches(path):
     """`batches` outside the loop, twice in an epoch, or of what is no loader, is refused."""
     run = holdfast.Run(path)
-    with refused("run.batches() belongs into the body of `for epoch in run.epochs(…)`", "iterate over the loader"):
+    with refused(
+        "run.batches() belongs into the body of `for epoch in run.epochs(…)`", "iterate over the loader"
+    ):
         list(run.batches([1]))
     for _ in run.epochs(1):
         with refused("batches() needs a loader", "A int cannot be"):
@@ -245,7 +273,9 @@ def test_batches(path):
 
 def test_stop_outside_a_loop(path):
     """`stop` belongs into a managed loop."""
-    with refused("run.stop() belongs into a managed loop; in a loop of your own, leave it and close the run."):
+    with refused(
+        "run.stop() belongs into a managed loop; in a loop of your own, leave it and close the run."
+    ):
         holdfast.Run(path).stop()
 
 
@@ -272,7 +302,9 @@ def test_arguments_of_save(path):
     run.close()
     run = holdfast.Run(path)
     run.resume()
-    with refused("run.save(epoch=0): the run stands at epoch 1; progress never goes backwards", "holdfast rewind"):
+    with refused(
+        "run.save(epoch=0): the run stands at epoch 1; progress never goes backwards", "holdfast rewind"
+    ):
         run.save(epoch=0)
     with refused("run.save(step='7'): expected a whole number."):
         run.save(step="7")
@@ -338,7 +370,9 @@ def test_declared_hyperparameters(path):
 
 def test_fresh_names(path):
     """A name in `fresh` that names nothing is refused, with the nearest."""
-    with refused("fresh='optimiser': no part 'optimiser' is tracked; did you mean 'optimizer'?", "Tracked are: model"):
+    with refused(
+        "fresh='optimiser': no part 'optimiser' is tracked; did you mean 'optimizer'?", "Tracked are: model"
+    ):
         sgd(path, fresh=["optimiser"]).resume()
     with refused("fresh='optimizer.lrr': the part 'optimizer' declares no 'lrr'; did you mean 'lr'?"):
         sgd(path, fresh=["optimizer.lrr"]).resume()
@@ -450,7 +484,9 @@ def test_a_resume_that_does_not_fit(path):
     before = net[0].weight.clone()
     run = holdfast.Run(path)
     run.track(model=net)
-    with refused("does not fit what it is restored into; nothing was changed", "model/0.weight", kind=MismatchError):
+    with refused(
+        "does not fit what it is restored into; nothing was changed", "model/0.weight", kind=MismatchError
+    ):
         run.resume()
     assert torch.equal(net[0].weight, before)
     with refused("has checkpoints, and this launch has not resumed from them"):
@@ -497,7 +533,9 @@ def test_another_optimizer(tmp_path):
         opt.step()
     found = holdfast.save(tmp_path / "a", {"model": net, "optimizer": sgd_})
     before = {name: value.clone() for name, value in adam.state[net[0].weight].items()}
-    with refused("the state of 'optimizer' is not that of a Adam (KeyError: 'step'); nothing", kind=MismatchError):
+    with refused(
+        "the state of 'optimizer' is not that of a Adam (KeyError: 'step'); nothing", kind=MismatchError
+    ):
         found.restore({"model": net, "optimizer": adam})
     assert all(torch.equal(value, before[name]) for name, value in adam.state[net[0].weight].items())
     holdfast.save(tmp_path / "b", {"model": net, "optimizer": adam})
@@ -590,7 +628,9 @@ def test_two_writers(path):
     run.save(epoch=1, wait=True)
     said = second_process(path)
     assert said.startswith(f"{path} is held by pid {os.getpid()} on ")
-    assert "since 20" in said and "only one process may write a run. Wait for it (wait=SECONDS), end it" in said
+    assert (
+        "since 20" in said and "only one process may write a run. Wait for it (wait=SECONDS), end it" in said
+    )
     run.save(epoch=2, wait=True)
     run.close()
 
@@ -617,7 +657,11 @@ def test_a_forked_child_is_inert(path):
             try:
                 run.save(epoch=2)
             except UsageError as error:
-                code = 0 if "belongs to the parent process; a forked child must not write it" in str(error) else 2
+                code = (
+                    0
+                    if "belongs to the parent process; a forked child must not write it" in str(error)
+                    else 2
+                )
             run.close()
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -634,7 +678,9 @@ def test_no_space_is_found_out_before_writing(path, monkeypatch):
     run = holdfast.Run(path)
     run.state["x"] = np.zeros(1 << 20)
     monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000)
-    with refused("No space for this checkpoint in", "and 1,000,000 are free", "holdfast prune", kind=StorageError) as c:
+    with refused(
+        "No space for this checkpoint in", "and 1,000,000 are free", "holdfast prune", kind=StorageError
+    ) as c:
         run.save(epoch=1)
     assert c.value.errno == errno.ENOSPC and c.value.needed > 8 << 20
     assert isinstance(c.value, OSError)
@@ -656,7 +702,10 @@ class Refusing(files.System):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.ENOSPC, "No space left on device. Free some space, or keep fewer checkpoints (keep=Keep(last=1)"),
+        (
+            errno.ENOSPC,
+            "No space left on device. Free some space, or keep fewer checkpoints (keep=Keep(last=1)",
+        ),
         (errno.EDQUOT, "Your quota is used up (df may still show space)."),
         (errno.EIO, "The device reports an I/O error; look at the system's log, and write elsewhere."),
         (errno.EROFS, "The file system is mounted read-only."),

@@ -82,7 +82,18 @@ class Failing(files.System):
         return getattr(files.System, name)(self, *args)
 
 
-for _name in ("open", "pwrite", "write", "truncate", "fsync", "mkdir", "rename", "exchange", "unlink", "rmdir"):
+for _name in (
+    "open",
+    "pwrite",
+    "write",
+    "truncate",
+    "fsync",
+    "mkdir",
+    "rename",
+    "exchange",
+    "unlink",
+    "rmdir",
+):
     setattr(Failing, _name, lambda self, *args, _name=_name: self._call(_name, *args))
 
 

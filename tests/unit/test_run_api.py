@@ -105,7 +105,9 @@ def test_a_loop_that_was_left_may_be_entered_again(tmp_path):
         if epoch == 1:
             break
     assert list(run.epochs(3)) == [1, 2]
-    with pytest.raises(UsageError, match=r"has reached its goal in this process; run.epochs\(\) would be a second"):
+    with pytest.raises(
+        UsageError, match=r"has reached its goal in this process; run.epochs\(\) would be a second"
+    ):
         list(run.epochs(4))
     run.close()
 

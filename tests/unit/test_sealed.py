@@ -8,7 +8,12 @@ import xxhash
 from holdfast.errors import DamagedError, FormatError
 from holdfast.format import sealed
 
-CONTENT = {"format": "holdfast-checkpoint", "version": [1, 0], "note": 'ünïcode "quoted": ☃ \ud800', "x": [1.5]}
+CONTENT = {
+    "format": "holdfast-checkpoint",
+    "version": [1, 0],
+    "note": 'ünïcode "quoted": ☃ \ud800',
+    "x": [1.5],
+}
 
 
 def seal(body):
@@ -46,7 +51,9 @@ def test_every_truncation_is_found():
     """A file cut anywhere, or with bytes after its end, is damaged, not merely bad JSON."""
     data = sealed.encode({"a": 1})
     for length in range(len(data)):
-        with pytest.raises(DamagedError, match="is truncated or was changed: its last line is not its digest"):
+        with pytest.raises(
+            DamagedError, match="is truncated or was changed: its last line is not its digest"
+        ):
             sealed.decode(data[:length], "checkpoint.json")
     for more in (b"\n", b" ", b"x" * 100, data):
         with pytest.raises(DamagedError):

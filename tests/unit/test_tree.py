@@ -209,7 +209,9 @@ def test_refusal_names_path_and_type(value, kind, remedy):
 
 def test_refusal_in_a_key():
     """A key that cannot be stored is refused as a key."""
-    with pytest.raises(UsageError, match=r"run\.state/a \(a key\) is a object, which a checkpoint cannot hold"):
+    with pytest.raises(
+        UsageError, match=r"run\.state/a \(a key\) is a object, which a checkpoint cannot hold"
+    ):
         tree.encode({"a": {object(): 1}}, "run.state")
 
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from holdfast import files
+from holdfast import files, storage
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import FormatError, HoldfastError, UsageError
 from holdfast.exchange import plain
@@ -113,7 +113,7 @@ def _export_safetensors(checkpoint: Checkpoint, part: str, path: str, *, overwri
             path=path,
         )
     with _beside(path) as scratch:
-        files.check_space(scratch, planned.total_bytes)
+        storage.check_space(scratch, planned.total_bytes)
         save = writer.Save(planned, scratch)
         save.start()
         save.wait()

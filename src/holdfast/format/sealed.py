@@ -122,7 +122,9 @@ def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:
         return number
 
     try:
-        content = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite)
+        content = json.loads(
+            data.decode(), object_pairs_hook=unique, parse_constant=no_constant, parse_float=finite
+        )
     except FormatError:
         raise
     except RecursionError as error:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast import files
+from holdfast import files, storage
 from holdfast.errors import LeaseError, UsageError, storage_error
 from holdfast.format import manifest as manifests
 from holdfast.format import sealed
@@ -64,7 +64,7 @@ class Draft:
         self._layout = layout.plan(
             {part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats
         )
-        files.check_space(parent, self._layout.total_bytes + _OVERHEAD)
+        storage.check_space(parent, self._layout.total_bytes + _OVERHEAD)
         try:
             files.make_new_directory(self.directory)
         except OSError as error:

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-from holdfast import files
+from holdfast import storage
 
 _SECONDS = 5  # a quota server may be down; nothing here is worth waiting for
 _KIB = 1024
@@ -28,7 +28,7 @@ class Quota:
 
 def of_user(path: str) -> Quota | None:
     """The quota of the current user where `path` lies; None where there is none or nobody can tell."""
-    kind = files.file_system_type(path)
+    kind = storage.file_system_type(path)
     if kind == "lustre":
         return parse(_ask("lfs", "quota", "-q", "-u", str(os.getuid()), path))
     device = _device(path)

@@ -134,7 +134,8 @@ def plan_restore(
         for field, item in saved_state[key].items():
             entry[field] = _plan_item(item, field, parameter, own, optimizer, part, plan)
         states.append((parameter, entry))
-    others = {key: item for key, item in saved_state.items() if key not in {name for name, _, _ in keys}}
+    own_keys = {key for key, _, _ in keys}
+    others = {key: item for key, item in saved_state.items() if key not in own_keys}
     for key, item in others.items():
         if isinstance(key, int) or (isinstance(key, str) and isinstance(item, dict) and item):
             plan.surplus(part.name, f"state/{key}")
