@@ -1,4 +1,4 @@
-"""What an import costs: nothing that a process does not use."""
+"""What the library costs a process: imports only what is used, and leaves what it borrows as it was."""
 
 import subprocess
 import sys
@@ -49,3 +49,27 @@ def test_names_bring_no_framework(name):
 def test_reading_a_manifest_needs_no_numpy():
     """What `holdfast ls` reads checkpoints with loads no NumPy."""
     assert loaded_after("import holdfast.store.catalog", ("numpy", "torch")) == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(tmp_path, enabled):
+    """Saving, loading and failing leave the garbage collector switched as they found it."""
+    import gc
+
+    import holdfast
+
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        path = tmp_path / "state"
+        holdfast.save(path, {"numbers": {"a": 1}})
+        assert gc.isenabled() is enabled
+        assert holdfast.open(path).load() == {"numbers": {"a": 1}}
+        assert gc.isenabled() is enabled
+        with pytest.raises(holdfast.NotFoundError):
+            holdfast.open(path).load(parts=["other"])
+        with pytest.raises(holdfast.UsageError):
+            holdfast.save(path, {"numbers": object()})
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -64,9 +64,9 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 
 def test_little_space_is_not_filled(tmp_path, monkeypatch):
     """The test write takes at most a tenth of what is free."""
-    monkeypatch.setattr(files, "free_bytes", lambda path: 500_000)
+    monkeypatch.setattr(doctor, "free_bytes", lambda path: 500_000)
     assert examine(tmp_path).storage.write_bytes == 50_000 // 4096 * 4096
-    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(doctor, "free_bytes", lambda path: 1000)
     assert examine(tmp_path).storage.write_bytes is None
 
 

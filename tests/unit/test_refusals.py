@@ -22,6 +22,7 @@ from holdfast import (
     StorageError,
     UsageError,
     files,
+    storage,
 )
 from holdfast.errors import ProbeError
 
@@ -677,7 +678,7 @@ def test_no_space_is_found_out_before_writing(path, monkeypatch):
     """A checkpoint that cannot fit is refused before it is written, with both figures."""
     run = holdfast.Run(path)
     run.state["x"] = np.zeros(1 << 20)
-    monkeypatch.setattr(files, "free_bytes", lambda _: 1_000_000)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 1_000_000)
     with refused(
         "No space for this checkpoint in", "and 1,000,000 are free", "holdfast prune", kind=StorageError
     ) as c:
