@@ -33,8 +33,9 @@ from holdfast.errors import (
 )
 
 if TYPE_CHECKING:
-    from holdfast.checkpoint import Checkpoint, restore, save
+    from holdfast.checkpoint import Checkpoint, restore
     from holdfast.checkpoint import open_checkpoint as open  # noqa: A004 (holdfast.open, as io.open)
+    from holdfast.drafting import save
     from holdfast.policy.every import Every
     from holdfast.policy.keep import Keep
     from holdfast.run import Run
@@ -73,7 +74,7 @@ _HOMES = {
     "Run": ("run", "Run"),
     "open": ("checkpoint", "open_checkpoint"),
     "restore": ("checkpoint", "restore"),
-    "save": ("checkpoint", "save"),
+    "save": ("drafting", "save"),
 }
 
 

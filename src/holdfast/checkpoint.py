@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from holdfast import files
 from holdfast.errors import (
-    CheckpointError,
     DamagedError,
     FormatError,
     HoldfastError,
@@ -19,7 +18,7 @@ from holdfast.errors import (
     UsageError,
     nearest,
 )
-from holdfast.format import card, names, sealed
+from holdfast.format import names, sealed
 from holdfast.format.manifest import (
     ARRAYS_FILE,
     CHECKPOINT_FILE,
@@ -29,10 +28,9 @@ from holdfast.format.manifest import (
     Progress,
     decode_arrays,
 )
-from holdfast.state import adapters, capture, environment, garbage, tree
-from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.store import book, catalog, retention, scratch
-from holdfast.store.publish import Draft, replace
+from holdfast.state import adapters, capture, garbage, tree
+from holdfast.state.part import Plan, SavedPart
+from holdfast.store import catalog, retention
 
 _T = TypeVar("_T")
 _FRAMEWORKS = ("numpy", *adapters.FRAMEWORKS)
@@ -415,140 +413,3 @@ def restore(
 ) -> Restored:
     """`open(reference).restore(targets)`: the safe way to say ``load_state_dict(torch.load(path))``."""
     return open_checkpoint(reference).restore(targets, strict=strict)
-
-
-@garbage.paused()
-def save(
-    path: str | os.PathLike[str],
-    parts: Any,
-    *,
-    note: str = "",
-    config: Any = None,
-    extra: Mapping[str, bytes] | None = None,
-) -> Checkpoint:
-    """Saves parts as one checkpoint at `path`: the safe ``torch.save``. Durable when it returns.
-
-    A checkpoint that is already there is replaced, so that at every instant the old or the new
-    one can be read; anything else of that name is a `UsageError`. Extra memory: a few blocks.
-
-    Args:
-        path: where; the parent directory is made if it is missing.
-        parts: name → model, optimizer, anything with state_dict, or a plain nested value with arrays.
-        note, config: recorded in the checkpoint and its card.
-        extra: further small files of the checkpoint, name → bytes.
-
-    """
-    target = os.path.abspath(os.fspath(path))
-    if not isinstance(parts, Mapping) or not parts:
-        raise UsageError(
-            'save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__
-        )
-    for name in parts:
-        names.check_part_name(name)
-    if os.path.lexists(target) and not catalog.is_checkpoint(target):
-        raise UsageError(
-            f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
-            path=target,
-        )
-    parent, base = os.path.split(target)
-    if names.parse_checkpoint_name(base) is not None and catalog.is_run(parent):
-        raise UsageError(
-            f"{target} is a checkpoint of the run {parent}, which alone writes such names; it was left alone. "
-            f"Next: choose another name.",
-            path=target,
-        )
-    states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
-    files.make_directory(parent)
-    numbers = {
-        key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0
-    }
-    manifest = Manifest(
-        name=base,
-        sequence=0,
-        created=book.now(),
-        progress=Progress(**numbers),
-        note=note,
-        config=encode_config(config),
-        parts=describe_parts(states, parts),
-        environment=tree.encode(environment.gather(), "environment"),
-    )
-    scratch.sweep(parent, base)
-    writing = os.path.join(parent, scratch.name_for(base))
-    files.make_new_directory(writing)
-    try:
-        draft = draft_of(writing, base, states, extra=extra)
-        draft.begin()
-        draft.complete(manifest, card.render, lambda _: None)
-        replace(draft, target)
-    finally:
-        files.remove_tree(writing)
-    return Checkpoint(target)
-
-
-@garbage.paused()
-def draft_of(
-    parent: str,
-    name: str,
-    states: Mapping[str, PartState],
-    *,
-    staging: int = 0,
-    extra: Mapping[str, bytes] | None = None,
-) -> Draft:
-    parts = {part: (state.kind, state.skeleton, state.arrays) for part, state in states.items()}
-    return Draft(parent, name, parts, staging=staging, extra=extra)
-
-
-def describe_parts(
-    states: Mapping[str, PartState],
-    things: Mapping[str, Any],
-    outlines: dict[str, dict[str, Any]] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """What `checkpoint.json` and the card say of each part: kind, arrays, bytes, outline.
-
-    `outlines` keeps those that were made, since a training saves the same things many times.
-    """
-    outlines = {} if outlines is None else outlines
-    found: dict[str, dict[str, Any]] = {}
-    for name, state in states.items():
-        info: dict[str, Any] = {
-            "kind": state.kind,
-            "arrays": len(state.arrays),
-            "bytes": sum(array.nbytes for array in state.arrays.values()),
-        }
-        thing = things.get(name)
-        framework = adapters.home_framework(type(thing))
-        if framework is not None:
-            if name not in outlines:
-                outlines[name] = adapters.edge(framework).outline(thing) or {}
-            if outlines[name]:
-                info["outline"] = outlines[name]
-        found[name] = info
-    return found
-
-
-def encode_config(config: Any) -> Any:
-    """A config as it is stored and compared; `UsageError` with the key when it holds what it cannot."""
-    if config is None:
-        return None
-    if not isinstance(config, Mapping):
-        raise UsageError(
-            f"config is a {type(config).__name__}; pass a mapping, like vars(args).",
-            found=type(config).__name__,
-        )
-    encoded = tree.encode(dict(config), "config")
-    import json
-
-    from holdfast.format.manifest import CONFIG_LIMIT
-
-    size = len(json.dumps(encoded))
-    if size > CONFIG_LIMIT:
-        raise UsageError(
-            f"config has {size:,} bytes; at most {CONFIG_LIMIT:,} are stored with each checkpoint. "
-            f"Next: leave the large values out, or keep them in a file and put its name into config.",
-            found=size,
-            expected=CONFIG_LIMIT,
-        )
-    return encoded
-
-
-__all__ = ["Checkpoint", "CheckpointError", "Restored", "open_checkpoint", "restore", "save"]

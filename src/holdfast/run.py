@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from holdfast import loop, resuming
-from holdfast.checkpoint import Checkpoint, encode_config
+from holdfast.checkpoint import Checkpoint
+from holdfast.drafting import encode_config
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Progress

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast.checkpoint import draft_of
+from holdfast.drafting import draft_of
 from holdfast.errors import CheckpointError, HoldfastError, LeaseError
 from holdfast.format import card
 from holdfast.format.manifest import Manifest
@@ -96,7 +96,8 @@ class Saver:
         entry = Entry(path, name, manifest, None, pinned=False, abandoned=False)
         before = list(session.entries)
         session.entries.append(entry)
-        watched = [part for part, state in states.items() if state.watch]
+        gathering = _gathering(states)
+        watched = {part: part in gathering for part, state in states.items() if state.watch}
 
         flight = self._flight = _Flight(entry)
 
@@ -121,7 +122,7 @@ class Saver:
         manifest: Manifest,
         before: list[Entry],
         entry: Entry,
-        watched: list[str],
+        watched: dict[str, bool],
         reason: str,
         started: float,
         held: float,
@@ -169,13 +170,14 @@ class Saver:
             manifest.name,
         )
 
-    def _warn_unchanged(self, manifest: Manifest, before: list[Entry], watched: list[str]) -> None:
+    def _warn_unchanged(self, manifest: Manifest, before: list[Entry], watched: dict[str, bool]) -> None:
         earlier = next((e.manifest for e in reversed(before) if e.clean), None)
         if earlier is None or earlier.progress.step >= manifest.progress.step:
             return
-        if _payload_of("grads", manifest) != _payload_of("grads", earlier):
-            return  # gradients are being gathered over several batches
-        for part in watched:
+        gathered = _payload_of("grads", manifest) != _payload_of("grads", earlier)
+        for part, gathering in watched.items():
+            if gathering and gathered:
+                continue
             own = _payload_of(part, manifest)
             if own and own == _payload_of(part, earlier) and part not in self._warned_unchanged:
                 self._warned_unchanged.add(part)
@@ -206,6 +208,14 @@ class Saver:
                     session.path, "delete", name=verdict.record.name, reason="; ".join(verdict.reasons)
                 )
         return deleted
+
+
+def _gathering(states: Mapping[str, PartState]) -> set[str]:
+    """The parts that may well stand still while gradients are gathered over several batches."""
+    if "grads" not in states:
+        return set()
+    owners = {name.partition("/")[0] for name in states["grads"].arrays}
+    return owners | {name for name, state in states.items() if state.kind.endswith(".Optimizer")}
 
 
 def _payload_of(part: str, manifest: Manifest) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast import hyperparameters
-from holdfast.checkpoint import describe_parts
+from holdfast.drafting import describe_parts
 from holdfast.errors import HoldfastError, Preempted, UsageError
 from holdfast.format.manifest import HISTORY_ROWS, Goal, Manifest, Progress
 from holdfast.format.names import CheckpointName

@@ -110,7 +110,7 @@ def seal(body):
 
 def use(path):
     """Does all that a reader can do, watching what is opened; returns the first error."""
-    first = None
+    errors = []
     opened.clear()
     _watching[0] = True
     try:
@@ -131,16 +131,19 @@ def use(path):
                 try:
                     act()
                 except HoldfastError as error:
-                    assert str(error)
-                    assert len(str(error)) < 5000
-                    first = first or error
+                    errors.append(error)
     finally:
         _watching[0] = False
     outside = os.path.dirname(path)
-    touched = [name for _, name in opened if name.startswith(outside) and not name.startswith(f"{path}")]
+    touched = [
+        name
+        for _, name in opened
+        if name == "/etc/passwd" or (name.startswith(outside) and not name.startswith(str(path)))
+    ]
     assert touched == [], "something outside the folder was touched"
     assert not [event for event in opened if event[0] not in ("open", "exec")], "a reader changed something"
-    return first
+    assert all(0 < len(str(error)) < 5000 for error in errors)
+    return errors[0] if errors else None
 
 
 def part(content, name="model"):
@@ -345,7 +348,9 @@ def test_an_empty_payload(ckpt):
     """A payload file of no bytes, listed as such, ends in an error about the arrays that it lacks."""
     forge(ckpt, arrays=payload(ckpt, b""))
     error = use(ckpt)
-    assert isinstance(error, FormatError) and "model/weight" in str(error) and "has 0 bytes" in str(error)
+    assert isinstance(error, FormatError)
+    assert "model/weight" in str(error)
+    assert "has 0 bytes" in str(error)
 
 
 class Bomb:
@@ -415,7 +420,7 @@ def test_a_name_that_is_a_path_in_a_run(ckpt, tmp_path):
     content = read(tmp_path / path, "checkpoint.json")
     content["name"] = "../../x"
     (tmp_path / path / "checkpoint.json").write_bytes(sealed.encode(content))
-    with pytest.raises(FormatError, match="is foreign: its manifest says run .*, name ../../x"):
+    with pytest.raises(FormatError, match=r"is foreign: its manifest says run .*, name ../../x"):
         holdfast.open(f"{tmp_path}/run@seq=1")
 
 
@@ -441,9 +446,9 @@ def test_a_hostile_run_is_not_resumed(tmp_path, name):
         ),
     )
     again = holdfast.Run(path)
-    with pytest.raises(DamagedError, match="No checkpoint of .* is whole: 1 were tried"):
+    with pytest.raises(DamagedError, match=r"No checkpoint of .* is whole: 1 were tried"):
         again.resume()
-    with pytest.raises(UsageError, match="failed half-way|has not resumed"):
+    with pytest.raises(UsageError, match=r"failed half-way|has not resumed"):
         again.save(epoch=2)
     again.close()
 

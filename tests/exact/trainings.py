@@ -228,9 +228,9 @@ def find(name):
 
 
 def obey(order):
-    """Carries out one order: {"training", "path", "number", "options", "end": file}.
+    """Carries out one order: {"training", "path", "number", "options", "end": file, "copy"}.
 
-    The process has a group of its own, for signals.
+    The process has a group of its own, for signals; "copy" is where the run is copied afterwards.
     """
     os.setsid()
     options = order.get("options", {})
@@ -265,6 +265,8 @@ def main():
                 sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
             sys.exit(0)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        if "copy" in order:
+            shutil.copytree(order["path"], order["copy"], symlinks=True)
     print(json.dumps(codes))
 
 

@@ -168,7 +168,8 @@ def test_changed_target():
     error = holdfast.DamagedError("runs/a is damaged.", file="model.safetensors")
     assert error.target_changed is False
     changed = error.changed_target()
-    assert changed.target_changed is True and changed.file == "model.safetensors"
+    assert changed.target_changed is True
+    assert changed.file == "model.safetensors"
     assert str(changed) == (
         "runs/a is damaged. The objects being restored were already partly overwritten: do not use them."
     )

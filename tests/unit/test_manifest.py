@@ -76,7 +76,8 @@ def test_history_gives_way_to_the_limit():
     data = encode_manifest(a_manifest(history=rows))
     kept = decode_manifest(data, WHERE).history
     assert len(data) <= 64 * 1024
-    assert 20 <= len(kept) < 40 and kept == rows[-len(kept) :]
+    assert 20 <= len(kept) < 40
+    assert kept == rows[-len(kept) :]
     few = [{"epoch": n} for n in range(300)]
     assert decode_manifest(encode_manifest(a_manifest(history=few)), WHERE).history == few[-100:]
 

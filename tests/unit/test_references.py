@@ -165,7 +165,7 @@ def test_best_without_a_metric(tmp_path):
 def test_a_run_without_checkpoints(tmp_path):
     """A run that has saved nothing yet says that."""
     holdfast.Run(tmp_path / "r").resume()
-    with pytest.raises(NotFoundError, match="The run .*/r has no checkpoint yet"):
+    with pytest.raises(NotFoundError, match=r"The run .*/r has no checkpoint yet"):
         holdfast.open(tmp_path / "r")
 
 
@@ -211,7 +211,8 @@ def test_foreign_is_listed_and_never_resumed(run, tmp_path, said):
     assert weights(f"{run}/{copied}") == -1
     again = holdfast.Run(run, keep=KEEP)
     assert again.resume().epoch == 4
-    assert f"Passed over {copied}" in said.text and "is foreign" in said.text
+    assert f"Passed over {copied}" in said.text
+    assert "is foreign" in said.text
     again.close()
 
 
@@ -250,7 +251,8 @@ def test_a_damaged_newest_falls_back(run, file, harm, said):
         os.unlink(path)
     progress, value = resumed(run)
     assert (progress.epoch, progress.batch, value) == (3, 3, 32)
-    assert f"Passed over {newest}: " in said.text and file in said.text
+    assert f"Passed over {newest}: " in said.text
+    assert file in said.text
     assert f"resumed from {before}" in said.text
     if file != "checkpoint.json":
         with open(f"{run}/history.jsonl", encoding="ascii") as history:
@@ -276,8 +278,10 @@ def test_nothing_whole_is_left(run, file):
         again.resume()
     text = str(caught.value)
     assert f"No checkpoint of {run} is whole: {len(names(run))} were tried. The newest says: " in text
-    assert f"{names(run)[-1]}" in text and file in text
-    assert "Next: holdfast verify" in text and "to begin anew, use another directory" in text
+    assert f"{names(run)[-1]}" in text
+    assert file in text
+    assert "Next: holdfast verify" in text
+    assert "to begin anew, use another directory" in text
     with pytest.raises(DamagedError):
         for _ in again.epochs(9):
             raise AssertionError("an epoch began")
@@ -363,7 +367,8 @@ def test_a_failed_restore_forbids_saving(tmp_path, monkeypatch):
     before = names(path)
     with pytest.raises(UsageError) as refused:
         again.save(epoch=2)
-    assert "failed half-way" in str(refused.value) and "Next: start the script again." in str(refused.value)
+    assert "failed half-way" in str(refused.value)
+    assert "Next: start the script again." in str(refused.value)
     assert names(path) == before
     flip(file, place=4100)
     again.resume()
@@ -434,7 +439,8 @@ def test_deleted_for_good(run, monkeypatch):
     during_read(monkeypatch, lambda: shutil.rmtree(path))
     with pytest.raises(NotFoundError) as caught:
         found.load()
-    assert "There is no run or checkpoint" in str(caught.value) and names(run)[1] in str(caught.value)
+    assert "There is no run or checkpoint" in str(caught.value)
+    assert names(run)[1] in str(caught.value)
 
 
 def test_verify_of_a_deleted_one(run):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def refused(*words, kind=UsageError):
 
 def network(*sizes):
     sizes = sizes or (2, 1)
-    return torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)))
 
 
 # -- what a checkpoint cannot hold -----------------------------------------------------------------
@@ -601,7 +602,7 @@ def test_a_file_or_a_checkpoint_in_the_place_of_a_run(tmp_path):
 
 def test_an_object_store_mounted_as_a_folder(path, monkeypatch):
     """A bucket mounted as a folder has no atomic rename, and is refused."""
-    monkeypatch.setattr(files, "file_system_type", lambda _: "fuse.gcsfuse")
+    monkeypatch.setattr(storage, "file_system_type", lambda _: "fuse.gcsfuse")
     with refused("lies in an object store that is mounted as a folder (fuse.gcsfuse)", "no atomic rename"):
         holdfast.Run(path).resume()
     assert not os.path.exists(path)
@@ -629,9 +630,8 @@ def test_two_writers(path):
     run.save(epoch=1, wait=True)
     said = second_process(path)
     assert said.startswith(f"{path} is held by pid {os.getpid()} on ")
-    assert (
-        "since 20" in said and "only one process may write a run. Wait for it (wait=SECONDS), end it" in said
-    )
+    assert "since 20" in said
+    assert "only one process may write a run. Wait for it (wait=SECONDS), end it" in said
     run.save(epoch=2, wait=True)
     run.close()
 
@@ -683,7 +683,8 @@ def test_no_space_is_found_out_before_writing(path, monkeypatch):
         "No space for this checkpoint in", "and 1,000,000 are free", "holdfast prune", kind=StorageError
     ) as c:
         run.save(epoch=1)
-    assert c.value.errno == errno.ENOSPC and c.value.needed > 8 << 20
+    assert c.value.errno == errno.ENOSPC
+    assert c.value.needed > 8 << 20
     assert isinstance(c.value, OSError)
     monkeypatch.undo()
     run.save(epoch=1, wait=True)

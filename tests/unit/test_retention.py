@@ -146,7 +146,7 @@ def test_who_lost_the_lease_deletes_nothing(tmp_path):
     """A process whose writing directory was taken away cannot delete; it is told."""
     path = str(tmp_path / "r")
     train(path, 2)
-    with pytest.raises(LeaseError, match="no longer holds the run.*Nothing was deleted"):
+    with pytest.raises(LeaseError, match=r"no longer holds the run.*Nothing was deleted"):
         retention.delete(path, names(path)[0], f"{path}/.writing-000099")
     assert len(names(path)) == 2
     assert retention.delete(path, "000099_not-there", path) is True

@@ -64,7 +64,7 @@ def test_digest_is_compared_as_bytes_before_anything_is_parsed():
     """The same JSON with other spaces, or with upper-case digits, is not what was written."""
     data = sealed.encode({"a": 1})
     for bad in (data.replace(b'"a":1', b'"a": 1'), data[:-36] + data[-36:].upper()):
-        with pytest.raises(DamagedError, match="its digest is|its last line"):
+        with pytest.raises(DamagedError, match=r"its digest is|its last line"):
             sealed.decode(bad, "checkpoint.json")
 
 
@@ -75,8 +75,11 @@ def test_message_has_both_digests():
     with pytest.raises(DamagedError) as caught:
         sealed.decode(bytes(bad), "checkpoint.json")
     error = caught.value
-    assert error.file == "checkpoint.json" and error.block is None and error.arrays == []
-    assert error.expected in str(error) and error.found in str(error)
+    assert error.file == "checkpoint.json"
+    assert error.block is None
+    assert error.arrays == []
+    assert error.expected in str(error)
+    assert error.found in str(error)
     assert error.expected != error.found == xxhash.xxh3_128_hexdigest(bytes(bad[:-47]))
 
 

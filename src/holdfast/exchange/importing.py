@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from holdfast.checkpoint import Checkpoint, describe_parts
+from holdfast.checkpoint import Checkpoint
+from holdfast.drafting import describe_parts
 from holdfast.errors import CheckpointError, UsageError
 from holdfast.exchange import source as sources
 from holdfast.exchange.sorting import Sorted, sort

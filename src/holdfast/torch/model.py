@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from holdfast.checkpoint import Checkpoint, open_checkpoint, save
+from holdfast.checkpoint import Checkpoint, open_checkpoint
+from holdfast.drafting import save
 from holdfast.errors import FormatError, HoldfastError, MismatchError, UntrustedError, UsageError
 from holdfast.format import sealed
 from holdfast.torch import modules
