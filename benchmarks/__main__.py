@@ -49,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, make in bench.topics():
             if options.only and key not in options.only:
                 continue
-            topic = make()
+            try:
+                topic = make()
+            except Failed as failure:
+                topic = Topic(key, f"{key}: could not be prepared", [], 0)
+                print(f"{key}: {failure}", file=sys.stderr)
+                failed = True
             rows = measure(bench, topic)
             failed = failed or any(row.failure for row in rows if row.role == "holdfast")
             lines += table.lines(topic, rows)

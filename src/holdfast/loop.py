@@ -33,6 +33,8 @@ class Loop:
         self.first_epoch = True
         self._pid = os.getpid()
         self._warned: set[str] = set()
+        self._assumed: list[str] = []
+        """Generators that a resume took for untouched by the body's top, without knowing it."""
 
     # -- entering and leaving ------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ class Loop:
         self.first_epoch, self.batches_entered = True, False
         self.again = manifest if manifest is not None and manifest.progress.entered else None
         training.restart_counters()
-        training.loader.begin(training.restored_random)
+        training.loader.ended = {}
         training.signals.install()
         return True
 
@@ -241,7 +243,9 @@ class Loop:
         else:
             self._look_at(generators)
             known = {**random, "first": training.loader.first, "touched": training.loader.touched}
-            streams.restore_untouched(generators, known, training.things.values())
+            assumed = streams.restore_untouched(generators, known, training.things.values())
+            if random:
+                self._assumed = assumed
         if manifest is None or position.batch == 0:
             if manifest is not None:
                 streams.restore(random["streams"])
@@ -267,6 +271,14 @@ class Loop:
         for path, digest in streams.digests(generators).items():
             if path in loader.ended:
                 loader.touched[path] = digest != loader.ended[path]
+        assumed, self._assumed = self._assumed, []
+        for path in [path for path in assumed if loader.touched.get(path)]:
+            logger.warning(
+                "The loader's %s is seeded between two epochs, which could not be known when this training was "
+                "resumed after its first epoch: the order of that one epoch was another. Next: nothing; later "
+                "resumes are exact.",
+                path,
+            )
         drawn = streams.drawn_from(generators, loader.ended, training.things.values())
         for path in [path for path in drawn if path not in self._warned]:
             self._warned.add(path)

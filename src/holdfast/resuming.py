@@ -141,6 +141,7 @@ def _restore(training: Training, path: str) -> Manifest:
     training.state.clear()
     training.state.update(_mapping("state", values, path))
     training.restored_random = _mapping("random", values, path)
+    training.restore_flags()
     _set_gradients(training, _mapping("grads", values, path))
     training.position = Position.at(manifest.progress)
     training.history = list(manifest.history)
@@ -262,6 +263,7 @@ def restore_again(training: Training) -> None:
         raise
     training.state.clear()
     training.state.update(_mapping("state", values, checkpoint.path))
+    training.restore_flags()
     _set_gradients(training, _mapping("grads", values, checkpoint.path))
 
 

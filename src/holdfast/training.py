@@ -80,14 +80,6 @@ class LoaderState:
     ended: dict[str, str] = dataclasses.field(default_factory=dict)
     """Digests of its generators where the last epoch ended."""
 
-    def begin(self, random: Mapping[str, Any]) -> None:
-        """A loop is entered: the loader is known already if it is entered again in this process."""
-        self.ended = {}
-        if self.source is not None and random:
-            generators = self.source.generators()
-            streams.restore_generators(generators, random.get("generators", {}))
-            self.ended = streams.digests(generators)
-
     def carry(self, random: Mapping[str, Any], generators: Mapping[str, Any]) -> None:
         """Takes over what earlier launches learned about its generators."""
         self.first = self.first or random.get("first") or streams.digests(generators)
@@ -101,6 +93,8 @@ class Training:
         self.options = options
         self.things: dict[str, Any] = {}
         self.declared: hyperparameters.Declared = {}
+        self.flags: dict[str, dict[str, bool]] = {}
+        """What trains, and which modules are in training mode, as it was at `track`."""
         self.state: dict[Any, Any] = {}
         self.probe: Any = None
         self.position = Position()
@@ -147,12 +141,15 @@ class Training:
         self._outlines.pop(name, None)
         self._release_hook(name)
         self.declared.pop(name, None)
+        self.flags.pop(name, None)
         declared = hyperparameters.declare(thing)
         if declared is not None:
             self.declared[name] = declared
         framework = adapters.home_framework(type(thing))
         if framework is not None:
-            hook = adapters.edge(framework).on_step(thing, lambda: self._stepped.add(name))
+            edge = adapters.edge(framework)
+            self.flags[name] = edge.flags(thing)
+            hook = edge.on_step(thing, lambda: self._stepped.add(name))
             if hook is not None:
                 self._hooks[name] = hook
 
@@ -384,8 +381,28 @@ class Training:
             states["grads"] = capture.capture_value("grads", gradients)
         if record is not None:
             states["probe"] = capture.capture_value("probe", record.output, "value")
-        states["random"] = capture.capture_value("random", {**self._random(), **zeros}, "value")
+        states["random"] = capture.capture_value(
+            "random", {**self._random(), **zeros, **self._flags()}, "value"
+        )
         return states
+
+    def _flags(self) -> dict[str, Any]:
+        """The flags that the loop has changed: layers unfrozen at some epoch, modules left in evaluation mode."""
+        found = {}
+        for name, before in self.flags.items():
+            framework = adapters.home_framework(type(self.things[name]))
+            now = adapters.edge(framework).flags(self.things[name]) if framework is not None else {}
+            changed = {flag: value for flag, value in now.items() if before.get(flag) != value}
+            if changed:
+                found[name] = changed
+        return {"flags": found} if found else {}
+
+    def restore_flags(self) -> None:
+        """Sets the flags that the loop had changed when the checkpoint was saved."""
+        for name, flags in self.restored_random.get("flags", {}).items():
+            framework = adapters.home_framework(type(self.things[name])) if name in self.things else None
+            if framework is not None:
+                adapters.edge(framework).set_flags(self.things[name], flags)
 
     def _gradients(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Pending gradients, and by framework the names of the others that only have to be there."""

@@ -1,6 +1,7 @@
 """Fixtures of the exactness tests: a fast place for runs, and the comparison of straight and resumed."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -62,6 +63,22 @@ def choose(places):
     return sorted(
         {*found.values(), numbers[0]} if len(found) > 1 else {numbers[0], numbers[len(numbers) // 2]}
     )
+
+
+@pytest.fixture
+def said():
+    """Warnings of the library."""
+    lines = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if record.levelno >= logging.WARNING:
+                lines.append(record.getMessage())
+
+    listener = Listener()
+    logging.getLogger("holdfast").addHandler(listener)
+    yield lines
+    logging.getLogger("holdfast").removeHandler(listener)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 # ruff: noqa: E402
 
-import logging
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,22 +11,6 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 import holdfast
 from holdfast import Every, UsageError
-
-
-@pytest.fixture
-def said():
-    """Warnings of the library."""
-    lines = []
-
-    class Listener(logging.Handler):
-        def emit(self, record):
-            if record.levelno >= logging.WARNING:
-                lines.append(record.getMessage())
-
-    listener = Listener()
-    logging.getLogger("holdfast").addHandler(listener)
-    yield lines
-    logging.getLogger("holdfast").removeHandler(listener)
 
 
 def training(epochs=3, loader=None, rate=0.05, stop_after=None, spoil=None, gamma=0.5, weight_decay=0.0):

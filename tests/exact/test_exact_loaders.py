@@ -14,6 +14,7 @@ from torch.utils.data import (
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Subset,
@@ -146,8 +147,10 @@ def test_loader(make, assert_exact):
 
 
 def few(places):
-    """In the middle of the first epoch and at the end of the last: each resume starts workers anew."""
-    return [min(n for n, p in places.items() if p.batch == 2), max(n for n, p in places.items() if p.batch)]
+    """In the middle of the first epoch, after it, and at the end of the last: each resume starts workers anew."""
+    middle = min(n for n, p in places.items() if p.batch == 2)
+    between = next(n for n, p in places.items() if p.epoch == 1 and not p.entered)
+    return [middle, between, max(n for n, p in places.items() if p.batch)]
 
 
 @pytest.mark.parametrize("make", WITH_WORKERS.values(), ids=WITH_WORKERS.keys())
@@ -161,9 +164,7 @@ def test_every_boundary(assert_exact):
     assert_exact(training(LOADERS["shuffle"]), cuts=list)
 
 
-def test_own_generator_used_at_the_top(assert_exact):
-    """A loader's generator that is seeded anew for each epoch keeps what the script seeds it with."""
-
+def seeding(seed_of):
     def train(launch):
         net, own = t.net(), torch.Generator()
         opt = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -171,13 +172,49 @@ def test_own_generator_used_at_the_top(assert_exact):
         run = launch.run()
         launch.track(model=net, optimizer=opt)
         for epoch in run.epochs(3):
-            own.manual_seed(100 + epoch)
+            own.manual_seed(seed_of(epoch))
             launch.top()
             for batch in run.batches(loader):
                 t.step(net, opt, batch)
         return run
 
-    assert_exact(train)
+    return train
+
+
+def test_own_generator_used_at_the_top(assert_exact):
+    """A loader's generator that is seeded anew for each epoch keeps what the script seeds it with."""
+    assert_exact(seeding(lambda epoch: 100 + epoch))
+
+
+def after_first(places):
+    return [n for n, p in places.items() if p.epoch == 1 and not p.entered]
+
+
+def test_own_generator_seeded_alike(assert_exact, place, said):
+    """One seeded alike for each epoch, too, but for a resume right after the first one, which is told."""
+    alike = seeding(lambda _: 100)
+    assert_exact(alike, cuts=lambda places: set(places) - set(after_first(places)))
+    assert said == []
+    with pytest.raises(AssertionError, match="resumed at"):
+        assert_exact(alike, cuts=after_first)
+    assert ["is seeded between two epochs" in line for line in said] == [True]
+
+
+def test_own_generator_drawn_from(place, said):
+    """One that the top of the body draws from, and that is not tracked, is warned of at the first launch."""
+
+    def train(launch):
+        own = generator()
+        run = launch.run()
+        for _ in run.epochs(3):
+            torch.rand(1, generator=own)
+            for _ in run.batches(DataLoader(t.data(), 5, shuffle=True, generator=own)):
+                pass
+        return run
+
+    t.launch(train, place)
+    assert [line.partition(" is ")[0] for line in said] == ["The loader's generator"]
+    assert "run.track(" in said[0]
 
 
 def test_tracked_generator(assert_exact):
@@ -214,6 +251,26 @@ def test_left_early(assert_exact):
                 t.step(net, opt, batch)
                 if number == 3:
                     break
+        return run
+
+    assert_exact(train)
+
+
+def test_distributed_sampler(assert_exact):
+    """A DistributedSampler, told the epoch at the top of the body, is exact."""
+
+    def train(launch):
+        net = t.net()
+        opt = torch.optim.SGD(net.parameters(), lr=0.05)
+        sampler = DistributedSampler(t.data(), num_replicas=1, rank=0, seed=3)
+        loader = DataLoader(t.data(), 5, sampler=sampler)
+        run = launch.run()
+        launch.track(model=net, optimizer=opt)
+        for epoch in run.epochs(3):
+            sampler.set_epoch(epoch)
+            launch.top()
+            for batch in run.batches(loader):
+                t.step(net, opt, batch)
         return run
 
     assert_exact(train)

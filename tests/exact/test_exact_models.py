@@ -199,6 +199,45 @@ def test_name_of_a_wrapper_only(place):
     assert "module.0.weight" in holdfast.open(place).load(["model"])["model"]
 
 
+def test_unfrozen_later(assert_exact):
+    """Layers that the loop unfreezes at some epoch stay unfrozen, frozen ones frozen."""
+
+    def train(launch):
+        net = t.net(dropout=0.3)
+        net[0].requires_grad_(False)
+        opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+        loader = shuffled()
+        run = launch.run()
+        launch.track(model=net, optimizer=opt)
+        for epoch in run.epochs(4):
+            if epoch == 1:
+                net[0].requires_grad_(True)
+                net[3].bias.requires_grad_(False)
+            for batch in run.batches(loader):
+                t.step(net, opt, batch)
+        return run
+
+    assert_exact(train, cuts=list)
+
+
+def test_evaluation_mode_forgotten(assert_exact):
+    """A script that never leaves evaluation mode after its first epoch does the same when it is resumed."""
+
+    def train(launch):
+        net = nn.Sequential(nn.BatchNorm1d(6), t.net(dropout=0.5))
+        opt = torch.optim.AdamW(net.parameters(), lr=0.01)
+        loader = shuffled()
+        run = launch.run()
+        launch.track(model=net, optimizer=opt)
+        for _ in run.epochs(3):
+            for batch in run.batches(loader):
+                t.step(net, opt, batch)
+            net[1].eval()
+        return run
+
+    assert_exact(train)
+
+
 def test_trainable(assert_exact):
     """A part that stores only what trains is exact on a base that is loaded anew."""
 

@@ -201,7 +201,11 @@ def test_foreign_is_listed_and_never_resumed(run, tmp_path, said):
         stranger.state["w"] = np.full(5, -1)
         stranger.save(epoch=9)
         stranger.save(epoch=10)
-    copied = names(other)[-1].replace("000002", "000077")
+    moved = names(other)[-1]  # its own name, in another run
+    shutil.copytree(f"{other}/{moved}", f"{run}/{moved}")
+    with pytest.raises(NotFoundError):
+        holdfast.open(f"{run}@epoch=10")
+    copied = moved.replace("000002", "000077")
     shutil.copytree(f"{other}/{names(other)[-1]}", f"{run}/{copied}")
     assert weights(run) == 32
     with pytest.raises(FormatError) as caught:

@@ -103,9 +103,11 @@ def test_pins_are_read_before_and_after_the_rename(tmp_path, monkeypatch):
     run.resume()
     writing, name = run._training.open().writing, names(path)[0]
     retention.pin(path, name)
-    assert retention.delete(path, name, writing) is False
-    retention.unpin(path, name)
     real = files.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "rename", lambda *_: pytest.fail("a pinned one was touched"))
+        assert retention.delete(path, name, writing) is False
+    retention.unpin(path, name)
 
     def pinned_meanwhile(source, target):
         real(source, target)

@@ -257,6 +257,13 @@ def test_class_that_is_not_loaded_is_never_imported():
     assert "antigravity" not in set(sys.modules) - before
 
 
+def test_names_of_torch_load_nothing(monkeypatch):
+    """A dtype's name is looked up in torch as it is, not through the hook that imports what is asked for."""
+    monkeypatch.setattr(torch, "__getattr__", lambda name: pytest.fail(f"torch was asked for {name}"))
+    with pytest.raises(FormatError, match="has no dtype '_inductor_of_mine'"):
+        tree.decode({"$": "torch.dtype", "v": "_inductor_of_mine"}, None)
+
+
 def test_class_lookup_runs_no_code():
     """A class name that leads to a function or a property gives the plain value and calls nothing."""
     for name in ("os:system", "builtins:print", "test_tree:Settings.lr", ":", "sys:modules.os.path"):

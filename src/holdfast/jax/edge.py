@@ -98,6 +98,14 @@ def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros
     """JAX's gradients are values."""
 
 
+def flags(_thing: Any) -> dict[str, bool]:
+    return {}
+
+
+def set_flags(_thing: Any, _values: Mapping[str, bool]) -> None:
+    """JAX's models have none."""
+
+
 def on_step(_thing: Any, _notify: Any) -> None:
     return None
 

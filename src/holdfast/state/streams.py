@@ -73,13 +73,17 @@ def digests(generators: Mapping[str, Any]) -> dict[str, str]:
     return {path: xxhash.xxh3_64_hexdigest(repr(state).encode()) for path, state in states.items()}
 
 
-def restore_untouched(generators: Mapping[str, Any], random: Mapping[str, Any], tracked: Any) -> None:
+def restore_untouched(generators: Mapping[str, Any], random: Mapping[str, Any], tracked: Any) -> list[str]:
     """Between two epochs: restores those of the loader's generators that this launch left alone.
 
     A loader is known only when its batches are entered, after the top of the epoch's body ran,
     which may have seeded a generator for this epoch. `random` says whether the top did that before
     the last epoch (`touched`); after one epoch that is not known, and a generator that is not as it
     was at the run's first epoch (`first`) was seeded. Tracked ones were restored before.
+
+    Returns:
+        Those that were restored although `touched` does not know them.
+
     """
     first, touched, here = random.get("first", {}), random.get("touched", {}), digests(generators)
     own = {id(thing) for thing in tracked}
@@ -89,6 +93,7 @@ def restore_untouched(generators: Mapping[str, Any], random: Mapping[str, Any], 
         if not touched.get(path, first.get(path, here[path]) != here[path]) and id(generator) not in own
     }
     restore_generators(untouched, random.get("generators", {}))
+    return [path for path in untouched if path not in touched]
 
 
 def drawn_from(generators: Mapping[str, Any], before: Mapping[str, str], tracked: Any) -> list[str]:

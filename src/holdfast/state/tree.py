@@ -20,9 +20,7 @@ import base64
 import collections
 import datetime
 import enum
-import functools
 import math
-import operator
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
@@ -30,7 +28,7 @@ from typing import Any
 
 from holdfast.errors import FormatError, UsageError
 from holdfast.format.sealed import MAX_DEPTH
-from holdfast.state import adapters
+from holdfast.state import adapters, classes
 
 Json = Any
 Leaf = Callable[[str, str], Any]
@@ -120,7 +118,7 @@ class _Encoder:
     def _tagged(self, value: Any, path: str, depth: int) -> Json:
         if isinstance(value, enum.Enum):
             content = self.encode(value.value, path, depth + 1)
-            return {"$": "enum", "class": _class_name(value), "name": value.name, "v": content}
+            return {"$": "enum", "class": classes.class_name(value), "name": value.name, "v": content}
         for plain in (bool, int, float, str):
             if isinstance(value, plain) and type(value).__module__.partition(".")[0] != "numpy":
                 raise self._refusal(value, path)
@@ -157,7 +155,7 @@ class _Encoder:
         if kind is type(pathlib.Path()):
             return {"$": "path", "v": str(value)}
         if isinstance(value, (datetime.date, datetime.time, datetime.timedelta)):
-            return _encode_time(value) or self._refuse(value, path)
+            return classes.encode_time(value) or self._refuse(value, path)
         return self._of_framework(value, path, depth)
 
     def _of_framework(self, value: Any, path: str, depth: int) -> Json:
@@ -177,7 +175,7 @@ class _Encoder:
             return {"$": "torch.Size", "v": items}
         fields = getattr(type(value), "_fields", None)
         if isinstance(fields, tuple) and len(fields) == len(value):
-            return {"$": "namedtuple", "class": _class_name(value), "fields": list(fields), "v": items}
+            return {"$": "namedtuple", "class": classes.class_name(value), "fields": list(fields), "v": items}
         raise self._refusal(value, path)
 
     def _refuse(self, value: Any, path: str) -> Json:
@@ -286,19 +284,19 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
         return range(start, stop, step)
     if tag == "path":
         return pathlib.Path(content)
-    if tag in _TIMES:
-        return _decode_time(tag, content)
+    if tag in classes.TIMES:
+        return classes.decode_time(tag, content)
     value = decode(content, leaf, where)
     if tag == "enum":
-        kind = _loaded_class(skeleton["class"])
+        kind = classes.loaded_class(skeleton["class"])
         name = skeleton["name"]
         if isinstance(kind, enum.EnumMeta) and name in kind.__members__:
             return kind.__members__[name]
         if isinstance(kind, enum.EnumMeta) and issubclass(kind, enum.Flag):
-            return _flags(kind, name, value)
+            return classes.combined_flags(kind, name, value)
         return value
     if tag == "namedtuple":
-        kind = _loaded_class(skeleton["class"])
+        kind = classes.loaded_class(skeleton["class"])
         known = isinstance(kind, type) and issubclass(kind, tuple)
         if (
             known
@@ -331,67 +329,3 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
 
 def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1") if "/" in key or "~" in key else key
-
-
-def _class_name(value: Any) -> str:
-    return f"{type(value).__module__}:{type(value).__qualname__}"
-
-
-def _loaded_class(name: str) -> Any:
-    module, _, qualname = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        # vars, not getattr: a lookup must not run a module's or a descriptor's code
-        found = vars(found).get(part) if found is not None and hasattr(found, "__dict__") else None
-    return found
-
-
-def _flags(kind: Any, name: str | None, value: Any) -> Any:
-    """A combination of flags, put together from its members; its plain value if one is not there."""
-    members = kind.__members__
-    if not name:
-        first = next(iter(members.values()), None)
-        return value if first is None else first ^ first
-    if not all(word in members for word in name.split("|")):
-        return value
-    return functools.reduce(operator.or_, (members[word] for word in name.split("|")))
-
-
-_TIMES = {"datetime", "date", "time", "timedelta"}
-
-
-def _encode_time(value: Any) -> Json:
-    kind = type(value)
-    if kind is datetime.timedelta:
-        return {"$": "timedelta", "v": [value.days, value.seconds, value.microseconds]}
-    if kind is datetime.date:
-        return {"$": "date", "v": value.isoformat()}
-    if kind in (datetime.datetime, datetime.time):
-        zone = value.tzinfo
-        key = getattr(zone, "key", None)
-        if zone is not None and key is None and not isinstance(zone, datetime.timezone):
-            return None
-        if key is None and not value.fold:
-            return {"$": kind.__name__, "v": value.isoformat()}
-        if key is None:
-            return {"$": kind.__name__, "v": [value.isoformat(), None, value.fold]}
-        return {"$": kind.__name__, "v": [value.replace(tzinfo=None).isoformat(), key, value.fold]}
-    return None
-
-
-def _decode_time(tag: str, content: Json) -> Any:
-    if tag == "timedelta":
-        return datetime.timedelta(content[0], content[1], content[2])
-    kind: Any = getattr(datetime, tag)
-    if isinstance(content, list):
-        import zoneinfo
-
-        text, key, fold = content
-        if key is None:
-            return kind.fromisoformat(text).replace(fold=fold)
-        try:
-            zone: datetime.tzinfo = zoneinfo.ZoneInfo(key)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
-            raise FormatError(f"The time zone {key!r} is not known here.", found=key) from error
-        return kind.fromisoformat(text).replace(tzinfo=zone, fold=fold)
-    return kind.fromisoformat(content)

@@ -207,6 +207,29 @@ def set_gradients(
             parameter.grad = None
 
 
+def flags(thing: Any) -> dict[str, bool]:
+    """Which parameters of a module train, and which of its modules are in training mode."""
+    module = thing.module if isinstance(thing, Trainable) else thing
+    if not isinstance(module, torch.nn.Module):
+        return {}
+    found = {f"requires_grad:{name}": p.requires_grad for name, p in modules.parameters(module)}
+    inner = modules.unwrap(module)
+    return found | {f"training:{name}": child.training for name, child in inner.named_modules()}
+
+
+def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
+    """Sets those of a module's flags that are named; names that it does not have are left out."""
+    module = thing.module if isinstance(thing, Trainable) else thing
+    if not isinstance(module, torch.nn.Module):
+        return
+    for name, parameter in modules.parameters(module):
+        parameter.requires_grad_(values.get(f"requires_grad:{name}", parameter.requires_grad))
+    if "training:" in values:  # a wrapper is in the mode of what it wraps
+        module.training = values["training:"]
+    for name, child in modules.unwrap(module).named_modules():
+        child.training = values.get(f"training:{name}", child.training)
+
+
 def _owned(things: Mapping[str, Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     seen: set[int] = set()
     for part, thing in things.items():
