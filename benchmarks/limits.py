@@ -15,9 +15,19 @@ _BLOCK = 16 << 20
 _CONTENT = 256 << 20
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_counts() -> list[int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sorted({1, 2, min(4, cores), min(8, cores)})
+    """Threads to copy and read with: more than there are cores do not help there."""
+    return sorted({1, 2, min(4, cores()), min(8, cores())})
+
+
+def writer_counts() -> list[int]:
+    """Threads to write with: they wait for the disk, so more than there are cores can help."""
+    return sorted({1, 2, 4, min(8, cores())})
 
 
 def side_by_side(threads: int, count: int, act: Callable[[int], object]) -> None:

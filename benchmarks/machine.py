@@ -7,7 +7,7 @@ import os
 import platform
 from datetime import UTC, datetime
 
-from benchmarks.limits import thread_counts
+from benchmarks.limits import cores, thread_counts, writer_counts
 from holdfast import storage
 
 
@@ -16,7 +16,7 @@ def facts(place: str) -> dict[str, str]:
     versions = ("holdfast", "torch", "safetensors", "numpy", "xxhash")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": f"{len(_affinity())} cores, {_processor()}",
+        "processor": f"{cores()} cores, {_processor()}",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "file system": storage.file_system_type(place),
         "system": f"{platform.system()} {platform.release()}",
@@ -24,14 +24,12 @@ def facts(place: str) -> dict[str, str]:
             [f"Python {platform.python_version()}"]
             + [f"{name} {importlib.metadata.version(name)}" for name in versions]
         ),
-        "threads tried for the limits": ", ".join(map(str, thread_counts())),
+        "threads tried for the limits": f"{_listed(thread_counts())}; to write {_listed(writer_counts())}",
     }
 
 
-def _affinity() -> set[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return set(os.sched_getaffinity(0))
-    return set(range(os.cpu_count() or 1))
+def _listed(counts: list[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def _processor() -> str:

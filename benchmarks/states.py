@@ -76,9 +76,12 @@ def fingerprint(net: Any, optimizer: Any) -> list[float]:
 
 
 def touch(net: Any, optimizer: Any) -> None:
-    """Looks at one number of each page: what is only mapped into memory has to be read for that."""
+    """Writes one number of each page, as the first step of a training does.
+
+    What is only mapped into memory until then has to be read for that, and to become memory.
+    """
     for tensor in _tensors(net, optimizer):
-        tensor.detach().reshape(-1)[::1024].sum()
+        tensor.detach().reshape(-1)[::1024].mul_(1)
 
 
 def nbytes(net: Any, optimizer: Any) -> int:

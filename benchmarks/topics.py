@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import children, longrun, tasks
 from benchmarks.children import Sample
 from benchmarks.contenders import LOADERS, SAVERS
-from benchmarks.limits import thread_counts
+from benchmarks.limits import thread_counts, writer_counts
 from benchmarks.sizes import Size
 
 
@@ -244,7 +244,7 @@ class Bench:
 
             return Case("limit: raw write + fsync", "limit", measure, nbytes)
 
-        return [case(threads, direct) for direct in (True, False) for threads in thread_counts()]
+        return [case(threads, direct) for direct in (True, False) for threads in writer_counts()]
 
     def _long_run(self) -> str:
         path = self.path("long")

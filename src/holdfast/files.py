@@ -129,6 +129,9 @@ def remove_tree(path: Path) -> None:
     Symbolic links are removed, never followed.
     """
     with translated(path, "delete"):
+        if os.path.islink(path):
+            _forget(path)
+            return
         try:
             entries = list(os.scandir(path))
         except FileNotFoundError:
@@ -167,15 +170,6 @@ def create_file(path: Path, data: bytes, *, sync: bool = True) -> None:
             _write_all(fd, data)
             if sync:
                 system.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def sync_file(path: Path) -> None:
-    with translated(path, "sync"):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            system.fsync(fd)
         finally:
             os.close(fd)
 

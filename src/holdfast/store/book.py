@@ -71,8 +71,11 @@ def write_run(run: str, book: RunBook, writing: str) -> None:
     files.sync_directory(run)
 
 
-def note_event(run: str, event: str, **facts: Any) -> None:
-    """Adds a line to history.jsonl. Nothing is decided from it; a torn last line is skipped by readers."""
+def note_event(run: str, event: str, /, **facts: Any) -> None:
+    """Adds a line to history.jsonl. Nothing is decided from it; a torn last line is skipped by readers.
+
+    A history that cannot be written is a warning: it never fails what it tells of.
+    """
     line = json.dumps({"time": now(), "event": event, **facts}, allow_nan=False, default=str)
     files.append(os.path.join(run, HISTORY_FILE), line.encode("ascii") + b"\n")
 

@@ -96,10 +96,12 @@ def read_manifest(path: str) -> Manifest:
 
 def marks(run: str, kind: str) -> set[str]:
     """The names marked in `pins/` or `abandoned/`."""
-    try:
-        return set(os.listdir(os.path.join(run, kind)))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+    directory = os.path.join(run, kind)
+    with files.translated(directory, "list"):
+        try:
+            return set(os.listdir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
 
 
 def scan(run: str) -> list[Entry]:

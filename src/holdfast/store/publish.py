@@ -187,7 +187,14 @@ def publish(draft: Draft, run: str) -> str:
     except OSError as error:
         draft.discard()
         raise _lost(error, draft.directory) from error
-    files.sync_directory(run)
+    try:
+        files.sync_directory(run)
+    except BaseException:
+        # The save fails, so nothing of it may be found later: it goes back to where nobody looks.
+        with contextlib.suppress(OSError):
+            files.rename(final, draft.directory)
+        draft.discard()
+        raise
     return final
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from holdfast import files
-from holdfast.errors import HoldfastError, LeaseError
+from holdfast.errors import HoldfastError, LeaseError, NotFoundError
 from holdfast.policy.keep import Keep, Record, Verdict, best_of, decide
 from holdfast.store import catalog
 from holdfast.store.catalog import ABANDONED, PINS, Entry
@@ -85,7 +85,16 @@ def unmark(run: str, kind: str, name: str) -> None:
 
 
 def pin(run: str, name: str) -> None:
+    """Keeps a checkpoint whatever the policy says; `NotFoundError` when it was deleted meanwhile."""
     mark(run, PINS, name)
+    if not catalog.is_checkpoint(os.path.join(run, name)):
+        unmark(run, PINS, name)
+        raise NotFoundError(
+            f"{os.path.join(run, name)} is gone, so it was not pinned: the policy has deleted it meanwhile. "
+            f"Next: holdfast ls {run}",
+            path=os.path.join(run, name),
+            candidates=[],
+        )
 
 
 def unpin(run: str, name: str) -> None:
