@@ -95,7 +95,7 @@ class DamagedError(CheckpointError):
 
     def changed_target(self) -> DamagedError:
         """The same error, saying that live objects were already partly overwritten."""
-        facts = {**self.facts, "target_changed": True}
+        facts = {**self.facts, "target_changed": True, "brief": self.message}
         return DamagedError(
             self.message + " The objects being restored were already partly overwritten: do not use them.",
             **facts,

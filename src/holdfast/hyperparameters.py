@@ -88,8 +88,9 @@ def _is_option(part: str, saved: Mapping[str, Any]) -> bool:
 
 def check_config(saved: Any, config: Any, changed: Iterable[str], where: str) -> None:
     """Raises `UsageError` with every key of config that differs and is not in `changed`."""
-    if not isinstance(saved, dict) or not isinstance(config, dict):
+    if not isinstance(saved, dict):
         return
+    config = config or {}
     missing = object()
     lines, keys = [], []
     for key in sorted({*saved, *config}):

@@ -8,7 +8,7 @@ leaving a loop by `break` or by an exception closes them at once, and is noticed
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from holdfast import resuming
@@ -32,6 +32,7 @@ class Loop:
         """The manifest of an interrupted epoch, until its batches are entered again."""
         self.first_epoch = True
         self._pid = os.getpid()
+        self._current: Generator[tuple[int, Any], None, None] | None = None
         self._warned: set[str] = set()
         self._assumed: list[str] = []
         """Generators that a resume took for untouched by the body's top, without knowing it."""
@@ -53,11 +54,13 @@ class Loop:
             )
         training.goal = Goal(kind, goal)
         training.ended = False
+        training.raise_failure()
         manifest = resuming.resume(training)
         before = manifest.goal if manifest is not None else None
         complete = _complete(manifest, training.goal, before)
-        _announce(training, manifest, complete=complete)
+        announce(training, manifest, complete=complete)
         if complete:
+            training.record_end()
             self.finished = True
             return False
         self.active = kind
@@ -69,11 +72,13 @@ class Loop:
         return True
 
     def finish(self) -> None:
-        """The goal is reached, or `stop` was called: everything is durable when this returns."""
+        """The goal is reached, or `stop` was called: everything is durable already."""
         training = self.training
-        training.check_metric(final=True)
         training.record_end()
         self.finished = True
+        training.end_if_asked()
+        if training.position.step or training.position.epoch:
+            training.check_metric(final=True)
 
     def leave(self, *, early: bool) -> None:
         """The loop is over; `early` when it was left by break or by an exception."""
@@ -82,9 +87,13 @@ class Loop:
         training = self.training
         self.active = None
         training.signals.restore()
+        self._close_batches()
         if training.loader.source is not None:
             training.loader.source.close()
-        if not early:
+        if not early or training.session is None:
+            return
+        if training.signals.impatient:
+            logger.info("Stopped at once. A save that was under way is finished before the process ends.")
             return
         try:
             if training.saver is not None:
@@ -112,6 +121,7 @@ class Loop:
                 training.begin_epoch(again=self.again is not None)
                 yield training.position.epoch
                 self.again = None
+                self._close_batches()
                 training.count_epoch()
                 training.stopped = training.stopping
                 last = training.position.epoch >= goal or training.stopped
@@ -159,9 +169,21 @@ class Loop:
         finally:
             self.leave(early=early)
 
+    def _close_batches(self) -> None:
+        """Ends the batches of an epoch that somebody still holds in a variable."""
+        current, self._current = self._current, None
+        if current is not None:
+            current.close()
+
     def batches(self, loader: Any) -> Iterator[tuple[int, Any]]:
         """(number, batch) for each batch of this epoch that is still to come."""
+        own: list[Generator[tuple[int, Any], None, None]] = []
+        own.append(self._batches(loader, own))
+        return own[0]
+
+    def _batches(self, loader: Any, own: list[Any]) -> Generator[tuple[int, Any], None, None]:
         source = self._enter_batches(loader)
+        self._current = own[0]
         training = self.training
         handed_out, ended = False, False
         try:
@@ -171,6 +193,7 @@ class Loop:
                     batch = next(items)
                 except StopIteration:
                     training.position.exhausted = ended = True
+                    self._current = None
                     return
                 training.hand_out()
                 handed_out = True
@@ -181,6 +204,9 @@ class Loop:
                 length = source.length()
                 training.position.exhausted = length is not None and training.position.batch >= length
                 training.boundary()
+        except BaseException:
+            self._current = None
+            raise
         finally:
             if handed_out:  # left by break: the batch in hand counts as done
                 training.count_batch(source.samples_out)
@@ -302,7 +328,7 @@ def _complete(manifest: Manifest | None, goal: Goal, before: Goal | None) -> boo
     return manifest.stopped and before is not None and before.kind == goal.kind and goal.value <= before.value
 
 
-def _announce(training: Training, manifest: Manifest | None, *, complete: bool) -> None:
+def announce(training: Training, manifest: Manifest | None, *, complete: bool) -> None:
     path = training.open().path
     goal = training.goal
     asked = f" of {goal.value} {goal.kind}" if goal is not None else ""
@@ -320,7 +346,14 @@ def _announce(training: Training, manifest: Manifest | None, *, complete: bool) 
         logger.info("%s: resumed from %s (%s%s).", path, manifest.name, place, asked)
 
 
-announce = _announce
+class Numbers:
+    """The epochs or steps that are still to do; each iteration enters the loop anew."""
+
+    def __init__(self, loop: Loop, kind: str, goal: int) -> None:
+        self._loop, self._kind, self._goal = loop, kind, goal
+
+    def __iter__(self) -> Iterator[int]:
+        return self._loop.epochs(self._goal) if self._kind == "epochs" else self._loop.steps(self._goal)
 
 
 class Batches:

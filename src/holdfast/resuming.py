@@ -59,12 +59,15 @@ def _resume(training: Training) -> Manifest | None:
         except (DamagedError, FormatError, NotFoundError) as error:
             if isinstance(error, NotFoundError) and catalog.is_checkpoint(entry.path):
                 raise
-            failures.append(error if not isinstance(error, NotFoundError) else FormatError(str(error)))
-            logger.warning("Passed over %s: %s", entry.name, error)
-            _note(session.path, "damaged", name=str(entry.name), problem=str(error))
+            failure = error if not isinstance(error, NotFoundError) else FormatError(str(error))
+            failures.append(failure)
+            entry.problem = failure  # it counts no more: neither as one of the last nor as the best
+            session.touch()
+            logger.warning("Passed over %s: %s", entry.name, getattr(error, "brief", error))
+            book.note_event(session.path, "damaged", name=str(entry.name), problem=str(error))
             continue
         training.torn = False
-        _note(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
+        book.note_event(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
         return manifest
     if failures:
         raise _nothing_left(session.path, failures, changed=training.torn)
@@ -96,7 +99,7 @@ def _start_fresh(training: Training) -> None:
     training.note_saved()
     training._last_saved = None
     training.stopped = training.stopping = False
-    _note(training.open().path, "start")
+    book.note_event(training.open().path, "start")
     record = {}
     for part in training.options.init:
         if part not in training.things:
@@ -275,10 +278,3 @@ def _plan_again(training: Training, thing: Any, part: SavedPart, plan: Plan, kee
     framework = adapters.home_framework(type(thing))
     if framework is not None and kind is not None and kind.endswith(".Optimizer"):
         adapters.edge(framework).plan_restore_options(thing, part, plan, training.things, keep=keep)
-
-
-def _note(path: str, event: str, **facts: Any) -> None:
-    try:
-        book.note_event(path, event, **facts)
-    except HoldfastError as error:
-        logger.warning("The history could not be written: %s", error)

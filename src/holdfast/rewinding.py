@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import HoldfastError, NotFoundError, UsageError
+from holdfast.errors import NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
@@ -160,7 +160,7 @@ def _rewind(session: Session, path: str) -> Rewound:
         best = record.name if record else None
     retention.point_links(run, session.writing, str(target.name), best)
     abandoned = [str(entry.name) for entry in newer]
-    _note(run, name=str(target.name), abandoned=abandoned)
+    book.note_event(run, "rewind", name=str(target.name), abandoned=abandoned)
     return Rewound(run, str(target.name), target.path, abandoned, revived, cleared)
 
 
@@ -170,11 +170,3 @@ def _complete(manifest: Manifest) -> bool:
         return False
     done = manifest.progress.epoch if goal.kind == "epochs" else manifest.progress.step
     return manifest.stopped or done >= goal.value
-
-
-def _note(run: str, *, name: str, abandoned: list[str]) -> None:
-    try:
-        book.note_event(run, "rewind", name=name, abandoned=abandoned)
-    except HoldfastError as error:
-        # The rewind is done and durable; nothing is decided from the history.
-        logger.warning("The history could not be written: %s", error)

@@ -6,19 +6,18 @@ import atexit
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from holdfast import loop, resuming
-from holdfast.checkpoint import Checkpoint
+from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.drafting import encode_config
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Progress
 from holdfast.log import logger
 from holdfast.policy.every import DEFAULT, Every
-from holdfast.policy.keep import Keep
-from holdfast.policy.keep import _bytes_of as parse_size
+from holdfast.policy.keep import Keep, parse_size
 from holdfast.state import adapters, capture, streams
 from holdfast.state.probe import Probe
 from holdfast.store import catalog
@@ -115,6 +114,7 @@ class Run:
         self._pid = os.getpid()
         if seed is not None:
             streams.seed(seed)
+            self._training.seeded = {name for name, _ in adapters.loaded_edges()}
 
     def __repr__(self) -> str:
         return f"<holdfast.Run {self.path}>"
@@ -169,18 +169,18 @@ class Run:
 
     # -- managed loops -----------------------------------------------------------------------------
 
-    def epochs(self, goal: int) -> Iterator[int]:
+    def epochs(self, goal: int) -> Iterable[int]:
         """The epochs that are still to do, up to `goal` in total; resumes by itself.
 
         Raises (from the loop):
             Preempted: SIGTERM or SIGUSR1 came, and the place is saved.
             StorageError: a save failed.
         """
-        return self._guarded(self._loop.epochs(self._goal("epochs", goal)))
+        return self._guarded("epochs", goal)
 
-    def steps(self, goal: int) -> Iterator[int]:
+    def steps(self, goal: int) -> Iterable[int]:
         """The steps that are still to do, up to `goal` in total, for loops without epochs."""
-        return self._guarded(self._loop.steps(self._goal("steps", goal)))
+        return self._guarded("steps", goal)
 
     def batches(self, loader: Any) -> loop.Batches:
         """The batches of this epoch; after a resume those that were not done, without fetching the others.
@@ -204,10 +204,11 @@ class Run:
             )
         self._training.stopping = True
 
-    def _guarded(self, iterator: Iterator[int]) -> Iterator[int]:
+    def _guarded(self, kind: Literal["epochs", "steps"], goal: int) -> loop.Numbers:
         self._usable()
+        number = self._goal(kind, goal)
         self._take_path()
-        return iterator
+        return loop.Numbers(self._loop, kind, number)
 
     def _goal(self, kind: str, goal: int) -> int:
         if isinstance(goal, bool) or not hasattr(goal, "__index__") or goal < 0:
@@ -260,6 +261,8 @@ class Run:
         fresh = training.session is None
         session = training.open()
         if session.entries and not self._resumed and training.origin is None and not self._loop.finished:
+            if fresh:
+                training.give_up()
             raise UsageError(
                 f"{self.path} has checkpoints, and this launch has not resumed from them: saving now would bury them under "
                 f"a new start. Next: progress = run.resume(), or another directory."
@@ -295,11 +298,12 @@ class Run:
         """Waits until everything is durable, releases the run, and raises what failed."""
         if self._closed or os.getpid() != self._pid:
             return
-        self._closed = True
         try:
             self._training.close()
         finally:
-            if _open_runs.get(self.path) is self:
+            # After Ctrl-C the run is still open: what is in flight is finished at exit.
+            self._closed = self._training.closed
+            if self._closed and _open_runs.get(self.path) is self:
                 del _open_runs[self.path]
 
     def __enter__(self) -> Run:
@@ -329,13 +333,16 @@ class Run:
     @property
     def checkpoints(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first."""
-        return [Checkpoint(entry.path) for entry in self._scan() if entry.whole]
+        found = []
+        for entry in [entry for entry in self._scan() if entry.whole]:
+            with contextlib.suppress(NotFoundError):  # deleted since the scan
+                found.append(Checkpoint(entry.path))
+        return found
 
     @property
     def latest(self) -> Checkpoint | None:
         """The newest whole clean checkpoint; None when there is none yet."""
-        found = catalog.newest(self._scan())
-        return Checkpoint(found[0].path) if found else None
+        return open_checkpoint(self.path) if catalog.newest(self._scan()) else None
 
     @property
     def best(self) -> Checkpoint | None:
@@ -371,6 +378,7 @@ class Run:
             logger.info("%s: an earlier Run of this process on the same path is closed.", self.path)
             other.close()
         refuse_several_processes()
+        self._training.seed_late()
         _open_runs[self.path] = self
 
 

@@ -61,7 +61,8 @@ class Saver:
         flight = self._flight
         if flight is None:
             return
-        entries = self._session.entries
+        session = self._session
+        entries = session.entries
         try:
             flight.ticket.wait()
         except KeyboardInterrupt:
@@ -70,8 +71,10 @@ class Saver:
             self._flight = None
             if flight.entry in entries:
                 entries.remove(flight.entry)
+            session.touch()
             raise
         self._flight = None
+        session.touch()
         self.last_publish = time.monotonic()
         gone = set(flight.deleted)
         entries[:] = [entry for entry in entries if str(entry.name) not in gone]
@@ -82,6 +85,8 @@ class Saver:
         Returns when every array may change again.
         """
         self.drain()
+        from holdfast.payload import threads
+
         started = time.monotonic()
         session = self._session
         session.lease.check()
@@ -95,18 +100,25 @@ class Saver:
         path = f"{session.path}/{manifest.name}"
         entry = Entry(path, name, manifest, None, pinned=False, abandoned=False)
         before = list(session.entries)
-        session.entries.append(entry)
         gathering = _gathering(states)
         watched = {part: part in gathering for part, state in states.items() if state.watch}
 
-        flight = self._flight = _Flight(entry)
+        flight = _Flight(entry)
 
         def finish() -> None:
             flight.deleted = self._finish(draft, manifest, before, entry, watched, reason, started, held)
 
-        from holdfast.payload import threads
-
-        flight.ticket = threads.submit("publish", finish)
+        try:
+            flight.ticket = threads.submit("publish", finish)
+            session.entries.append(entry)
+            session.touch()
+            self._flight = flight
+        except BaseException:  # Ctrl-C between two of these lines
+            if flight.ticket is None:
+                draft.discard()
+            else:
+                self._flight = flight
+            raise
 
     def _staging_for(self, states: Mapping[str, PartState]) -> int:
         from holdfast.payload import staging

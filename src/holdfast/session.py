@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from holdfast import files, storage
 from holdfast.errors import UsageError
+from holdfast.policy.keep import Keep, Record, rank
 from holdfast.store import book, catalog
 from holdfast.store.catalog import Entry
 from holdfast.store.lease import Lease
@@ -29,6 +30,8 @@ class Session:
         self.path, self.lease = path, lease
         self.book = book.new_run()
         self.entries: list[Entry] = []
+        self._last_sequence = 0
+        self._ranking: list[Record] | None = None
 
     @classmethod
     def open(cls, path: str, *, wait: float, say: Callable[[str], None]) -> Session:
@@ -62,7 +65,20 @@ class Session:
         return self.lease.writing
 
     def next_sequence(self) -> int:
-        return max((entry.sequence for entry in self.entries), default=0) + 1
+        """A number that no checkpoint of this run has had, those that failed to be saved included."""
+        newest = max((entry.sequence for entry in self.entries), default=0)
+        self._last_sequence = max(newest, self._last_sequence) + 1
+        return self._last_sequence
+
+    def touch(self) -> None:
+        """Says that `entries`, or something in them, has changed."""
+        self._ranking = None
+
+    def ranking(self, keep: Keep) -> list[Record]:
+        """The checkpoints that count as best, the first being the best of all."""
+        if self._ranking is None:
+            self._ranking = rank(keep, [entry.record() for entry in self.entries])[: keep.best]
+        return self._ranking
 
     def write_book(self) -> None:
         book.write_run(self.path, self.book, self.writing)

@@ -27,12 +27,14 @@ class Signals:
         self._pid = os.getpid()
         self.asked: signal.Signals | None = None
         self.snapshot_asked = False
+        self.impatient = False
+        """True once a second Ctrl-C has asked to stop at once."""
 
     def install(self) -> None:
         """Takes the signals over; does nothing outside the main thread, where Python allows none."""
         if threading.current_thread() is not threading.main_thread() or self._previous:
             return
-        self.asked, self.snapshot_asked = None, False
+        self.asked, self.snapshot_asked, self.impatient = None, False, False
         for number in _WATCHED:
             self._previous[number] = signal.signal(number, self._note)
         _installed.add(self)
@@ -50,6 +52,7 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self.asked is signal.SIGINT:
+                self.impatient = True
                 self.restore()
                 raise KeyboardInterrupt
             if self.asked is None:

@@ -24,8 +24,9 @@ from holdfast.session import Session
 from holdfast.signals import Signals
 from holdfast.state import adapters, capture, environment, garbage, probe, streams, tree
 from holdfast.state.part import PartState
-from holdfast.store import book, catalog, retention
+from holdfast.store import book, catalog
 
+_ROWS_AT_ONCE = 1000
 _GENERATORS = {"torch.Generator", "numpy.Generator", "random.Random"}
 
 
@@ -59,7 +60,17 @@ class Position:
     exhausted: bool = False
 
     def freeze(self) -> Progress:
-        return Progress(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return Progress(
+            epoch=self.epoch,
+            step=self.step,
+            batch=self.batch,
+            samples=self.samples,
+            entered=self.entered,
+            exhausted=self.exhausted,
+        )
+
+    def key(self) -> tuple[int, int, int]:
+        return (self.epoch, self.step, self.batch)
 
     @classmethod
     def at(cls, progress: Progress) -> Position:
@@ -127,11 +138,18 @@ class Training:
         self._postponed: str | None = None
         self._explicit = False
         self._last_saved: tuple[int, int, int] | None = None
-        self._stepped: set[str] = set()
-        """The optimizers that stepped since the last batch was handed out."""
+        self._stepped: dict[str, Any] = {}
+        """The optimizers that stepped since the last batch was handed out, and what they left behind."""
         self._hooks: dict[str, Any] = {}
         self._outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
+        self._pid = os.getpid()
+        self._unwritten: list[dict[str, Any]] = []
+        """Rows of the history that are written with the next save."""
+        self._metric_checked = False
+        self.seeded: set[str] | None = None
+        """The frameworks that Run(seed=…) has seeded; None without a seed."""
+        self.closed = False
 
     # -- tracking ----------------------------------------------------------------------------
 
@@ -149,7 +167,7 @@ class Training:
         if framework is not None:
             edge = adapters.edge(framework)
             self.flags[name] = edge.flags(thing)
-            hook = edge.on_step(thing, lambda: self._stepped.add(name))
+            hook = edge.on_step(thing, lambda mark: self._stepped.__setitem__(name, mark))
             if hook is not None:
                 self._hooks[name] = hook
 
@@ -166,12 +184,11 @@ class Training:
 
     def open(self) -> Session:
         """The session of this run, opened at first use."""
+        if self.closed:
+            raise UsageError(f"The run {self.options.path} is closed. Next: make a new Run on the same path.")
         if self.session is None:
             session = Session.open(self.options.path, wait=self.options.wait, say=logger.warning)
             self.session = session
-            self.saver = Saver(
-                session, self.options.keep, on_nan=self.options.on_nan, staging=self.options.staging
-            )
         return self.session
 
     def record_launch(self) -> None:
@@ -192,10 +209,31 @@ class Training:
             session.close()
 
     def need_saver(self) -> Saver:
-        self.open()
         if self.saver is None:
-            raise UsageError("This run is closed. Next: make a new Run on the same path.")
+            session = self.open()
+            options = self.options
+            self.saver = Saver(session, options.keep, on_nan=options.on_nan, staging=options.staging)
         return self.saver
+
+    def raise_failure(self) -> None:
+        """Raises a failure that has not reached the caller yet."""
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def seed_late(self) -> None:
+        """Seeds frameworks that were imported after Run(seed=…)."""
+        if self.seeded is None or self.options.seed is None:
+            return
+        for name, edge in adapters.loaded_edges():
+            if name not in self.seeded:
+                self.seeded.add(name)
+                edge.seed(self.options.seed)
+                logger.warning(
+                    "%s was imported after Run(seed=…) and is seeded only now; what it drew before (initial weights, say) "
+                    "differs between launches. Next: import it before the Run is made.",
+                    name,
+                )
 
     def restart_counters(self) -> None:
         """What `Every` counts from: the last save, or the start."""
@@ -205,7 +243,7 @@ class Training:
 
     def note_saved(self) -> None:
         """Marks the present progress as saved (after a save or a restore)."""
-        self._last_saved = self.position.freeze().key()
+        self._last_saved = self.position.key()
         self.restart_counters()
 
     # -- logging -----------------------------------------------------------------------------
@@ -219,19 +257,29 @@ class Training:
         """The metrics logged since the previous boundary; they become a row of the history."""
         metrics, self._pending = self._pending, {}
         if metrics:
-            row = {"epoch": self.position.epoch, "step": self.position.step, **_encode(metrics)}
+            place = {"epoch": self.position.epoch, "step": self.position.step}
+            row = {**place, **_encode(metrics), **place}  # whoever logs an epoch: the row has its own
             self.history = [*self.history, row][-HISTORY_ROWS:]
-            if self.session is not None:
-                try:
-                    book.note_event(self.session.path, "metrics", **row)
-                except HoldfastError as error:
-                    logger.warning("The history could not be written: %s", error)
+            self._unwritten.append(
+                {"time": book.now(), "event": "metrics", **place, "metrics": _encode(metrics)}
+            )
+            if len(self._unwritten) >= _ROWS_AT_ONCE:
+                self.write_history()
         return metrics
+
+    def write_history(self) -> None:
+        """Writes the rows of metrics that have not been written yet."""
+        rows, self._unwritten = self._unwritten, []
+        if rows and self.session is not None:
+            book.note_events(self.session.path, rows)
 
     def check_metric(self, *, final: bool) -> None:
         """A metric that Keep ranks by but nobody logs: a warning, at the end an error."""
         metric = self.options.keep.metric
         if metric is None or metric in self._ever_logged or any(metric in row for row in self.history):
+            return
+        entries = self.session.entries if self.session is not None else []
+        if any(entry.manifest is not None and metric in entry.manifest.metrics for entry in entries):
             return
         logged = sorted(self._ever_logged)
         near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.3)
@@ -290,6 +338,11 @@ class Training:
             Preempted, KeyboardInterrupt: a signal asked for the end, and the place is saved.
 
         """
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "This loop belongs to the parent process; a forked child must not go on with it. "
+                "Next: leave the child with os._exit, or use subprocess."
+            )
         saver = self.need_saver()
         saver.poll()
         metrics = self.take_metrics()
@@ -297,7 +350,7 @@ class Training:
         best = self._is_new_best(metrics)
         snapshot_asked, self.signals.snapshot_asked = self.signals.snapshot_asked, False
         explicit, self._explicit = self._explicit or snapshot_asked, False
-        moved = self.position.freeze().key() != self._last_saved
+        moved = self.position.key() != self._last_saved
         due = self._due(epoch_end=epoch_end) if moved else None
         if last:
             if moved or metrics or self.stopped:
@@ -310,12 +363,19 @@ class Training:
         elif explicit or best:
             self._save("asked for" if explicit else "new best", metrics, probing=True)
         elif due is not None:
-            if saver.busy:
+            every = self.options.keep.every_epochs
+            milestone = epoch_end and every is not None and self.position.epoch % every == 0
+            if saver.busy and not milestone:
                 self._postponed = due  # merged with whatever comes due until then
             else:
                 self._save(due, metrics, probing=epoch_end)
-        if asked is not None:
+        if asked is not None and not last:
             self._end_by(asked)
+
+    def end_if_asked(self) -> None:
+        """Ends the process that a signal asked to end while the last save was written."""
+        if self.signals.asked is not None:
+            self._end_by(self.signals.asked)
 
     def _due(self, *, epoch_end: bool) -> str | None:
         if self._postponed is not None:
@@ -328,7 +388,7 @@ class Training:
         keep = self.options.keep
         if keep.metric is None or keep.metric not in metrics or self.session is None:
             return False
-        return is_new_best(keep, [entry.record() for entry in self.session.entries], metrics)
+        return is_new_best(keep, self.session.ranking(keep), metrics)
 
     def _end_by(self, asked: Any) -> None:
         name = self.newest_name()
@@ -365,10 +425,14 @@ class Training:
             )
         saver, session = self.need_saver(), self.open()
         saver.drain()
+        if self.goal is not None and self.goal.kind == "steps" and not self._metric_checked:
+            self._metric_checked = True
+            self.check_metric(final=False)
         record = self.probe.run() if self.probe is not None and probing else None
         states = self._capture(record)
         manifest = self._describe(session, states, metrics, record)
         saver.save(states, manifest, reason)
+        self.write_history()
         self.note_saved()
 
     @garbage.paused()
@@ -408,7 +472,7 @@ class Training:
         """Pending gradients, and by framework the names of the others that only have to be there."""
         found: dict[str, Any] = {}
         zeros: dict[str, Any] = {}
-        if self.position.step:
+        if self.position.step or self.position.epoch:
             for name, edge in adapters.loaded_edges():
                 gradients, zeros[name] = edge.gradients(self.things, self._stepped)
                 found.update(gradients)
@@ -485,9 +549,10 @@ class Training:
             return None
         if self._is_new_best_of_all(metrics):
             return {"name": name, "metric": keep.metric, "mode": keep.mode, "value": metrics[keep.metric]}
-        record = retention.best_record(keep, self.session.entries)
-        if record is None:
+        ranking = self.session.ranking(keep)
+        if not ranking:
             return None
+        record = ranking[0]
         return {
             "name": record.name,
             "metric": keep.metric,
@@ -499,8 +564,7 @@ class Training:
         keep = self.options.keep
         if keep.metric not in metrics or self.session is None:
             return False
-        first = dataclasses.replace(keep, best=1)
-        return is_new_best(first, [entry.record() for entry in self.session.entries], metrics)
+        return is_new_best(dataclasses.replace(keep, best=1), self.session.ranking(keep), metrics)
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -512,20 +576,28 @@ class Training:
 
     def close(self) -> None:
         """Waits for the save in flight, releases the lease; raises what failed."""
-        session, saver = self.session, self.saver
         self.signals.restore()
+        failures: list[BaseException] = [] if self.failure is None else [self.failure]
+        if self.saver is not None:
+            try:
+                self.saver.drain()
+            except KeyboardInterrupt:
+                raise  # still open: the save in flight must not lose its directory
+            except BaseException as error:
+                failures.append(error)
+        self.write_history()
+        session, self.session, self.saver, self.failure = self.session, None, None, None
+        self.closed = True
         self.release_hooks()
-        failure, self.failure = self.failure, None
-        if session is None:
-            return
-        try:
-            if saver is not None:
-                saver.drain()
-        finally:
-            self.session = self.saver = None
-            session.close()
-        if failure is not None:
-            raise failure
+        if session is not None:
+            try:
+                session.close()
+            except HoldfastError as error:
+                failures.append(error)
+        for later in failures[1:]:
+            logger.error("Closing %s: %s", self.options.path, later)
+        if failures:
+            raise failures[0]
 
 
 def _encode(metrics: Mapping[str, Any]) -> dict[str, Any]:

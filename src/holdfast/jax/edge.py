@@ -6,7 +6,7 @@ and keys are values in `run.state`, and come back as JAX arrays on the default d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -90,7 +90,7 @@ def seed(_number: int) -> None:
     """JAX has no global stream."""
 
 
-def gradients(_things: Mapping[str, Any], _stepped: Collection[str]) -> tuple[dict[str, Any], bool]:
+def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     return {}, False
 
 

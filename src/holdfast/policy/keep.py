@@ -68,12 +68,13 @@ class Keep:
             )
         if self.metric is not None and self.best is None:
             object.__setattr__(self, "best", 1)
-        _bytes_of(self.budget)
+        if self.budget is not None:
+            parse_size(self.budget)
 
     @property
     def budget_bytes(self) -> int | None:
         """The budget in bytes."""
-        return _bytes_of(self.budget)
+        return None if self.budget is None else parse_size(self.budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +260,8 @@ def _check_count(argument: str, value: object, more: str) -> None:
     raise _wrong(argument, value, f"a positive whole number{more}")
 
 
-def _bytes_of(budget: object) -> int | None:
-    if budget is None:
-        return None
+def parse_size(budget: object) -> int:
+    """Bytes of a number or of a text like ``"200 GB"`` or ``"1.5 TiB"``; anything else is a `UsageError`."""
     size: float = 0
     if isinstance(budget, str) and (match := _SIZE.fullmatch(budget.strip())):
         base = 1024 if match[3] else 1000

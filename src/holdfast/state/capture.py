@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from holdfast.errors import FormatError, HoldfastError, UsageError
+from holdfast.errors import FormatError, HoldfastError, MismatchError, UsageError
 from holdfast.state import adapters, tree
 from holdfast.state.part import FLAT, PartState, Plan, SavedPart
 
@@ -91,7 +91,7 @@ def plan_restore(
         plan.after(lambda: _set_generator(thing, kind, part))
     elif kind == "object":
         finish = plan.value(part)
-        plan.after(lambda: thing.load_state_dict(finish()))
+        plan.after(lambda: _load(thing, finish(), part, keep))
     elif (framework := adapters.array_framework(type(thing))) is not None:
         _plan_arrays({"": thing}, {"": (framework, _only_array(part))}, part, plan)
     elif isinstance(thing, Mapping) and (part.flat is not None):
@@ -127,6 +127,28 @@ def _reading(part: SavedPart) -> Iterator[None]:
             f"({type(error).__name__}: {error}). Next: load(parts=[{part.name!r}]) shows what it holds.",
             path=part.where,
             found=part.kind,
+        ) from error
+
+
+def _load(thing: Any, state: Any, part: SavedPart, keep: tuple[str, ...]) -> None:
+    """Hands a saved state to a thing's own loading code; the options in `keep` stay as they are."""
+    if keep and isinstance(state, dict):
+        live = thing.state_dict()
+        state.update({name: live[name] for name in keep if name in live})
+    try:
+        thing.load_state_dict(state)
+    except HoldfastError:
+        raise
+    except Exception as error:
+        raise MismatchError(
+            f"{part.where}: the part {part.name!r} does not fit: load_state_dict of "
+            f"{type(thing).__module__}.{type(thing).__qualname__} says: {type(error).__name__}: {error}. Other objects "
+            f"may already be restored: do not use them. Next: build it as at the save, or leave it out with "
+            f"fresh=[{part.name!r}].",
+            missing=[],
+            unexpected=[],
+            different=[part.name],
+            target_changed=True,
         ) from error
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -76,8 +78,16 @@ def note_event(run: str, event: str, /, **facts: Any) -> None:
 
     A history that cannot be written is a warning: it never fails what it tells of.
     """
-    line = json.dumps({"time": now(), "event": event, **facts}, allow_nan=False, default=str)
-    files.append(os.path.join(run, HISTORY_FILE), line.encode("ascii") + b"\n")
+    note_events(run, [{"time": now(), "event": event, **facts}])
+
+
+def note_events(run: str, events: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a line for each event, in one write."""
+    lines = [json.dumps(event, allow_nan=False, default=str) + "\n" for event in events]
+    try:
+        files.append(os.path.join(run, HISTORY_FILE), "".join(lines).encode("ascii"))
+    except HoldfastError as error:
+        logging.getLogger("holdfast").warning("The history could not be written: %s", error)
 
 
 def read_events(run: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from holdfast.errors import FormatError
+from holdfast.errors import FormatError, UsageError
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.torch import arrays, modules, optimizers, partial
 from holdfast.torch.partial import Trainable
@@ -165,7 +165,7 @@ def _unhex(text: str) -> torch.Tensor:
 
 
 def gradients(
-    things: Mapping[str, Any], stepped: Collection[str]
+    things: Mapping[str, Any], stepped: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], list[str] | bool]:
     """The gradients that tracked parameters gather, by part and parameter name, and which others hold one.
 
@@ -175,18 +175,23 @@ def gradients(
     parameters that train.
     """
     users: dict[int, bool] = {}
+    gathered: set[int] = set()
     for part, thing in things.items():
         if isinstance(thing, Optimizer):
+            again = part in stepped and not _untouched(stepped[part])
             for group in thing.param_groups:
                 for parameter in group["params"]:
                     users[id(parameter)] = users.get(id(parameter), False) or part in stepped
+                    if again:
+                        gathered.add(id(parameter))
     pending: dict[str, torch.Tensor] = {}
     used, complete = [], True
     for name, parameter in _owned(things):
         complete = complete and parameter.requires_grad == (parameter.grad is not None)
         if parameter.grad is None:
             continue
-        if users.get(id(parameter), bool(stepped)):
+        known = users.get(id(parameter), bool(stepped))
+        if known and not (id(parameter) in gathered and bool(parameter.grad.any())):
             used.append(name)
         else:
             pending[name] = parameter.grad
@@ -249,10 +254,29 @@ def _owned(things: Mapping[str, Any]) -> Iterator[tuple[str, torch.nn.Parameter]
 
 
 def on_step(thing: Any, notify: Any) -> Any | None:
-    """Calls `notify()` after each step of an optimizer; the handle removes it. None for other things."""
+    """Calls `notify(mark)` after each step of an optimizer; the handle removes it. None for other things.
+
+    The mark tells later whether gradients were gathered since: the smallest gradient that the
+    optimizer used, and its version.
+    """
     if not isinstance(thing, Optimizer):
         return None
-    return thing.register_step_post_hook(lambda *_: notify())
+    return thing.register_step_post_hook(lambda optimizer, *_: notify(_mark(optimizer)))
+
+
+def _mark(optimizer: Optimizer) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+    smallest: torch.Tensor | None = None
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and (smallest is None or parameter.numel() < smallest.numel()):
+                smallest = parameter
+    if smallest is None or smallest.grad is None:
+        return None
+    return smallest, smallest.grad, smallest.grad._version
+
+
+def _untouched(mark: tuple[torch.Tensor, torch.Tensor, int] | None) -> bool:
+    return mark is not None and mark[0].grad is mark[1] and mark[1]._version == mark[2]
 
 
 declared = optimizers.declared
@@ -294,12 +318,31 @@ def probing(module: Any) -> Iterator[None]:
         [(child, child.training) for child in module.modules()] if isinstance(module, torch.nn.Module) else []
     )
     before = streams()
+    versions = _versions(module) if isinstance(module, torch.nn.Module) else {}
     try:
         for child, _ in modes:
             child.training = False
         with torch.no_grad():
             yield
+        if isinstance(module, torch.nn.Module):
+            _check_unchanged(module, versions)
     finally:
         for child, mode in modes:
             child.training = mode
         set_streams(before)
+
+
+def _versions(module: torch.nn.Module) -> dict[str, int]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor._version for name, tensor in tensors if not tensor.is_inference()}
+
+
+def _check_unchanged(module: torch.nn.Module, versions: dict[str, int]) -> None:
+    changed = [name for name, version in _versions(module).items() if versions.get(name, version) != version]
+    if changed:
+        raise UsageError(
+            f"The probe changed {', '.join(changed[:5])} of the model, although it ran in evaluation mode: a training with "
+            f"this probe would not be the same as one without. Next: probe a part of the model that only reads, or "
+            f"leave the probe out.",
+            found=changed,
+        )
