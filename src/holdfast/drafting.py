@@ -39,8 +39,10 @@ def save(
         extra: further small files of the checkpoint, name → bytes.
 
     """
-    # What a link points to is what is replaced; the link stays a link.
-    target = os.path.realpath(os.fspath(path))
+    target = os.path.abspath(os.fspath(path))
+    if os.path.exists(target):
+        # What a link points to is what is replaced; the link stays a link.
+        target = os.path.realpath(target)
     if not isinstance(parts, Mapping) or not parts:
         raise UsageError(
             'save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__

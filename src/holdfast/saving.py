@@ -97,6 +97,7 @@ class Saver:
         name = parse_checkpoint_name(manifest.name)
         if name is None:  # made by this process two calls ago
             raise CheckpointError(f"{manifest.name!r} is no checkpoint name.")
+        session.last_sequence = max(session.last_sequence, name.sequence)
         path = f"{session.path}/{manifest.name}"
         entry = Entry(path, name, manifest, None, pinned=False, abandoned=False)
         before = list(session.entries)

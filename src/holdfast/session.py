@@ -30,7 +30,8 @@ class Session:
         self.path, self.lease = path, lease
         self.book = book.new_run()
         self.entries: list[Entry] = []
-        self._last_sequence = 0
+        self.last_sequence = 0
+        """The highest number that a save of this session has used, whatever became of it."""
         self._ranking: list[Record] | None = None
 
     @classmethod
@@ -67,8 +68,7 @@ class Session:
     def next_sequence(self) -> int:
         """A number that no checkpoint of this run has had, those that failed to be saved included."""
         newest = max((entry.sequence for entry in self.entries), default=0)
-        self._last_sequence = max(newest, self._last_sequence) + 1
-        return self._last_sequence
+        return max(newest, self.last_sequence) + 1
 
     def touch(self) -> None:
         """Says that `entries`, or something in them, has changed."""

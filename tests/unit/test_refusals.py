@@ -237,7 +237,7 @@ def test_every_epoch_in_a_loop_of_steps(path):
         "every=Every(epochs=1, steps=None, minutes=None) never comes due in a loop without epochs.",
         "Next: Every(steps=1000), or Every(minutes=10).",
     ):
-        next(holdfast.Run(path, every=Every(epochs=1)).steps(5))
+        next(iter(holdfast.Run(path, every=Every(epochs=1)).steps(5)))
 
 
 def test_one_loop(path):
@@ -247,11 +247,11 @@ def test_one_loop(path):
         with refused(
             "run.steps() was called inside run.epochs(): a run has one loop.", "chained by init={…}"
         ):
-            next(run.steps(3))
+            next(iter(run.steps(3)))
         with refused("run.epochs() has resumed already; run.resume() is for loops of your own."):
             run.resume()
     with refused("run.epochs() would be a second one", f'init={{"model": "{path}@best"}}'):
-        next(run.epochs(2))
+        next(iter(run.epochs(2)))
     run.close()
 
 

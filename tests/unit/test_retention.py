@@ -112,7 +112,7 @@ def test_pins_are_read_before_and_after_the_rename(tmp_path, monkeypatch):
     def pinned_meanwhile(source, target):
         real(source, target)
         if os.fspath(target).endswith(".trash"):
-            retention.pin(path, name)
+            retention.mark(path, "pins", name)
 
     monkeypatch.setattr(files, "rename", pinned_meanwhile)
     assert retention.delete(path, name, writing) is False

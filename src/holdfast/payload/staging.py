@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import threading
@@ -12,6 +13,10 @@ import numpy as np
 from holdfast.format.safetensors import BLOCK
 from holdfast.payload.array import Bytes
 
+# The first few buffers, through which every streamed save goes, get huge pages: direct I/O from them
+# is a tenth faster. The many that a background save copies into do not: in a virtual machine that
+# has to get such pages from its host, filling them for the first time took six times as long.
+_HUGE = 8
 SHARE_OF_FREE = 4  # background staging takes at most a quarter of what is free
 _MADV_WIPEONFORK = 18  # Linux 4.14; Python has no name for it
 
@@ -27,15 +32,16 @@ class Buffer:
 
     __slots__ = ("bytes", "view")
 
-    def __init__(self) -> None:
+    def __init__(self, *, huge: bool = False) -> None:
         memory = mmap.mmap(-1, BLOCK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_DONTFORK"):
             try:
                 memory.madvise(_MADV_WIPEONFORK)
             except OSError:
                 memory.madvise(mmap.MADV_DONTFORK)
-        # No MADV_HUGEPAGE: memory that the machine has at hand is then three times faster to fill for
-        # the first time, but in a virtual machine that has to get it from its host, six times slower.
+        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without it refuses the hint
+                memory.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(memory)
         self.bytes: Bytes = np.frombuffer(memory, np.uint8)
 
@@ -56,7 +62,7 @@ class Pool:
             del self._free[kept:]
         missing = count - len(taken)
         try:
-            made = [Buffer() for _ in range(missing)]
+            made = [Buffer(huge=self._made + number < _HUGE) for number in range(missing)]
         except OSError as error:
             self.give(taken)
             raise MemoryError(f"no memory for {missing} more staging buffers of {BLOCK:,} bytes") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import time
 from collections.abc import Sequence
 
 from holdfast import files
@@ -87,7 +89,7 @@ def unmark(run: str, kind: str, name: str) -> None:
 def pin(run: str, name: str) -> None:
     """Keeps a checkpoint whatever the policy says; `NotFoundError` when it was deleted meanwhile."""
     mark(run, PINS, name)
-    if not catalog.is_checkpoint(os.path.join(run, name)):
+    if not _stays(run, name):
         unmark(run, PINS, name)
         raise NotFoundError(
             f"{os.path.join(run, name)} is gone, so it was not pinned: the policy has deleted it meanwhile. "
@@ -95,6 +97,17 @@ def pin(run: str, name: str) -> None:
             path=os.path.join(run, name),
             candidates=[],
         )
+
+
+def _stays(run: str, name: str) -> bool:
+    """Whether a checkpoint that was just pinned is there, or is being brought back from its deletion."""
+    for _ in range(50):
+        if catalog.is_checkpoint(os.path.join(run, name)):
+            return True
+        if not glob.glob(os.path.join(glob.escape(run), ".writing-*", f"{name}.trash")):
+            return catalog.is_checkpoint(os.path.join(run, name))
+        time.sleep(0.01)
+    return False
 
 
 def unpin(run: str, name: str) -> None:
