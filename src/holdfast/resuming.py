@@ -100,7 +100,11 @@ def _start_fresh(training: Training) -> None:
     training._last_saved = None
     training.stopped = training.stopping = False
     book.note_event(training.open().path, "start")
-    record = {}
+    training.init_record = _start_from(training) or None
+
+
+def _start_from(training: Training) -> dict[str, Any]:
+    """Restores the parts named in `init`; all of them fit, or none is changed. Returns what is recorded."""
     for part in training.options.init:
         if part not in training.things:
             raise UsageError(
@@ -108,12 +112,26 @@ def _start_fresh(training: Training) -> None:
                 f"Next: run.track({part}=…) before the loop, or another name in init.",
                 found=part,
             )
+    opened = {reference: open_checkpoint(reference) for reference in set(training.options.init.values())}
+    plans = {reference: Plan() for reference in opened}
+    record: dict[str, Any] = {}
+    fresh = set(training.options.fresh)
     for part, reference in training.options.init.items():
-        checkpoint = open_checkpoint(reference)
-        checkpoint.restore({part: training.things[part]})
-        record[part] = {"reference": str(reference), "run": checkpoint.manifest.run, "name": checkpoint.name}
-        logger.info("Part %r starts from %s.", part, checkpoint.path)
-    training.init_record = record or None
+        checkpoint, plan = opened[reference], plans[reference]
+        manifest, thing = checkpoint.manifest, training.things[part]
+        own = {part: training.declared[part]} if part in training.declared else {}
+        hyperparameters.check_declared(manifest.declared, own, fresh, checkpoint.path)
+        capture.plan_restore(thing, checkpoint.saved(part), plan, training.things, keep=_kept(part, fresh))
+        record[part] = {"reference": str(reference), "run": manifest.run, "name": checkpoint.name}
+    for reference, plan in plans.items():
+        plan.check_fit(opened[reference].path)
+    training.torn = bool(plans)  # until all are read
+    for reference, plan in plans.items():
+        _read(opened[reference], plan)
+    training.torn = False
+    for part, reference in training.options.init.items():
+        logger.info("Part %r starts from %s.", part, opened[reference].path)
+    return record
 
 
 @garbage.paused()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -192,7 +193,14 @@ def _match(
 ) -> list[tuple[Any, torch.Tensor, dict[str, Any]]] | None:
     """(saved key, live parameter, its live state) for each parameter: by name, else by position."""
     names = parameter_names(optimizer, peers)
-    by_name = names is not None and all(isinstance(key, str) for group in groups for key in group["params"])
+    named = all(isinstance(key, str) for group in groups for key in group["params"])
+    by_name = names is not None and named
+    if named and names is None and any(group["params"] for group in groups):
+        logging.getLogger("holdfast").warning(
+            "The state of %r is saved under parameter names, and without its model the names of these parameters "
+            "are not known: it is matched by position. Next: restore the model along with it.",
+            part.name,
+        )
     result: list[tuple[Any, torch.Tensor, dict[str, Any]]] = []
     offset = 0
     for group, own in zip(groups, optimizer.param_groups, strict=True):
