@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import difflib
-import math
 import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast import hyperparameters
-from holdfast.drafting import describe_parts
+from holdfast import hyperparameters, snapshot
 from holdfast.errors import HoldfastError, Preempted, UsageError
-from holdfast.format.manifest import HISTORY_ROWS, Goal, Manifest, Progress
-from holdfast.format.names import CheckpointName
+from holdfast.format.manifest import HISTORY_ROWS, Goal, Progress
 from holdfast.log import logger
 from holdfast.policy.every import Every, Since
 from holdfast.policy.keep import Keep, is_new_best
 from holdfast.saving import Saver
 from holdfast.session import Session
 from holdfast.signals import Signals
-from holdfast.state import adapters, capture, environment, garbage, probe, streams, tree
-from holdfast.state.part import PartState
+from holdfast.state import adapters, capture, environment, streams, tree
 from holdfast.store import book, catalog
 
 _ROWS_AT_ONCE = 1000
@@ -138,10 +133,10 @@ class Training:
         self._postponed: str | None = None
         self._explicit = False
         self._last_saved: tuple[int, int, int] | None = None
-        self._stepped: dict[str, Any] = {}
+        self.stepped: dict[str, Any] = {}
         """The optimizers that stepped since the last batch was handed out, and what they left behind."""
         self._hooks: dict[str, Any] = {}
-        self._outlines: dict[str, dict[str, Any]] = {}
+        self.outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
         self._pid = os.getpid()
         self._unwritten: list[dict[str, Any]] = []
@@ -156,7 +151,7 @@ class Training:
     def track(self, name: str, thing: Any) -> None:
         """Takes a thing under a name; declared hyperparameters are noted as they stand now."""
         self.things[name] = thing
-        self._outlines.pop(name, None)
+        self.outlines.pop(name, None)
         self._release_hook(name)
         self.declared.pop(name, None)
         self.flags.pop(name, None)
@@ -167,7 +162,7 @@ class Training:
         if framework is not None:
             edge = adapters.edge(framework)
             self.flags[name] = edge.flags(thing)
-            hook = edge.on_step(thing, lambda mark: self._stepped.__setitem__(name, mark))
+            hook = edge.on_step(thing, lambda mark: self.stepped.__setitem__(name, mark))
             if hook is not None:
                 self._hooks[name] = hook
 
@@ -258,10 +253,14 @@ class Training:
         metrics, self._pending = self._pending, {}
         if metrics:
             place = {"epoch": self.position.epoch, "step": self.position.step}
-            row = {**place, **_encode(metrics), **place}  # whoever logs an epoch: the row has its own
+            row = {
+                **place,
+                **snapshot.encode_metrics(metrics),
+                **place,
+            }  # whoever logs an epoch: the row has its own
             self.history = [*self.history, row][-HISTORY_ROWS:]
             self._unwritten.append(
-                {"time": book.now(), "event": "metrics", **place, "metrics": _encode(metrics)}
+                {"time": book.now(), "event": "metrics", **place, "metrics": snapshot.encode_metrics(metrics)}
             )
             if len(self._unwritten) >= _ROWS_AT_ONCE:
                 self.write_history()
@@ -326,7 +325,7 @@ class Training:
 
     def hand_out(self) -> None:
         """A batch or a step goes to the loop's body."""
-        self._stepped.clear()
+        self.stepped.clear()
 
     def ask_for_save(self) -> None:
         self._explicit = True
@@ -429,37 +428,11 @@ class Training:
             self._metric_checked = True
             self.check_metric(final=False)
         record = self.probe.run() if self.probe is not None and probing else None
-        states = self._capture(record)
-        manifest = self._describe(session, states, metrics, record)
+        states = snapshot.capture_parts(self, record)
+        manifest = snapshot.describe(self, session, states, metrics, record)
         saver.save(states, manifest, reason)
         self.write_history()
         self.note_saved()
-
-    @garbage.paused()
-    def _capture(self, record: probe.Record | None) -> dict[str, PartState]:
-        states = {name: capture.capture(name, thing, self.things) for name, thing in self.things.items()}
-        if self.state:
-            states["state"] = capture.capture_value("state", dict(self.state), "value")
-        gradients, zeros = self._gradients()
-        if gradients:
-            states["grads"] = capture.capture_value("grads", gradients)
-        if record is not None:
-            states["probe"] = capture.capture_value("probe", record.output, "value")
-        states["random"] = capture.capture_value(
-            "random", {**self._random(), **zeros, **self._flags()}, "value"
-        )
-        return states
-
-    def _flags(self) -> dict[str, Any]:
-        """The flags that the loop has changed: layers unfrozen at some epoch, modules left in evaluation mode."""
-        found = {}
-        for name, before in self.flags.items():
-            framework = adapters.home_framework(type(self.things[name]))
-            now = adapters.edge(framework).flags(self.things[name]) if framework is not None else {}
-            changed = {flag: value for flag, value in now.items() if before.get(flag) != value}
-            if changed:
-                found[name] = changed
-        return {"flags": found} if found else {}
 
     def restore_flags(self) -> None:
         """Sets the flags that the loop had changed when the checkpoint was saved."""
@@ -467,72 +440,6 @@ class Training:
             framework = adapters.home_framework(type(self.things[name])) if name in self.things else None
             if framework is not None:
                 adapters.edge(framework).set_flags(self.things[name], flags)
-
-    def _gradients(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Pending gradients, and by framework the names of the others that only have to be there."""
-        found: dict[str, Any] = {}
-        zeros: dict[str, Any] = {}
-        if self.position.step or self.position.epoch:
-            for name, edge in adapters.loaded_edges():
-                gradients, zeros[name] = edge.gradients(self.things, self._stepped)
-                found.update(gradients)
-        return found, {"zeros": zeros} if any(zeros.values()) else {}
-
-    def _random(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"streams": streams.capture()}
-        source = self.loader.source
-        if source is not None:
-            found["generators"] = streams.capture_generators(source.generators())
-            found["first"], found["touched"] = self.loader.first, self.loader.touched
-            if self.loader.order is not None:
-                found["order"] = self.loader.order
-                if self.top is not None and (
-                    self.top["generators"] or self.top["streams"] != found["order"]["streams"]
-                ):
-                    found["top"] = self.top
-                if self.position.batch:
-                    found["loader"] = source.state()
-        return found
-
-    def _describe(
-        self,
-        session: Session,
-        states: Mapping[str, PartState],
-        metrics: Mapping[str, Any],
-        record: probe.Record | None,
-    ) -> Manifest:
-        now = datetime.datetime.now(datetime.UTC)
-        sequence = session.next_sequence()
-        progress = self.position.freeze()
-        name = str(CheckpointName(sequence, progress.epoch, progress.step, now))
-        keep, nan = self.options.keep, []
-        value = metrics.get(keep.metric) if keep.metric is not None else None
-        if isinstance(value, float) and not math.isfinite(value):
-            nan.append(f"metric/{keep.metric}")
-        known = {**self.applied}
-        known.update({fresh: hyperparameters.value_of(fresh, self.declared) for fresh in self.options.fresh})
-        return Manifest(
-            run=session.book.id,
-            name=name,
-            sequence=sequence,
-            created=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            progress=progress,
-            metrics=_encode(metrics),
-            best=self._best_so_far(name, metrics),
-            goal=self.goal,
-            stopped=self.stopped,
-            nan=nan,
-            note=self.options.note,
-            config=self.options.config,
-            init=self.init_record,
-            declared=self.declared,
-            fresh=known,
-            loader=self.loader.fingerprint,
-            parts=describe_parts(states, self.things, self._outlines),
-            probe=record.facts if record is not None else None,
-            environment=self.environment(),
-            history=self.history,
-        )
 
     def environment(self) -> Any:
         """The facts about this launch, gathered once."""
@@ -542,29 +449,6 @@ class Training:
                 facts["seed"] = self.options.seed
             self._environment = tree.encode(facts, "environment")
         return self._environment
-
-    def _best_so_far(self, name: str, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-        keep = self.options.keep
-        if keep.metric is None or self.session is None:
-            return None
-        if self._is_new_best_of_all(metrics):
-            return {"name": name, "metric": keep.metric, "mode": keep.mode, "value": metrics[keep.metric]}
-        ranking = self.session.ranking(keep)
-        if not ranking:
-            return None
-        record = ranking[0]
-        return {
-            "name": record.name,
-            "metric": keep.metric,
-            "mode": keep.mode,
-            "value": record.metrics[keep.metric],
-        }
-
-    def _is_new_best_of_all(self, metrics: Mapping[str, Any]) -> bool:
-        keep = self.options.keep
-        if keep.metric not in metrics or self.session is None:
-            return False
-        return is_new_best(dataclasses.replace(keep, best=1), self.session.ranking(keep), metrics)
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -598,10 +482,6 @@ class Training:
             logger.error("Closing %s: %s", self.options.path, later)
         if failures:
             raise failures[0]
-
-
-def _encode(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tree.encode(value, f"metric {name}") for name, value in metrics.items()}
 
 
 def _number(name: str, value: Any) -> Any:
