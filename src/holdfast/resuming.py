@@ -95,7 +95,7 @@ def _nothing_left(path: str, failures: list[Any], *, changed: bool) -> HoldfastE
 def _start_fresh(training: Training) -> None:
     training.position = Position()
     training.origin = None
-    training.history, training.applied, training.restored_random = [], {}, {}
+    training.journal.history, training.applied, training.restored_random = [], {}, {}
     training.note_saved()
     training._last_saved = None
     training.stopped = training.stopping = False
@@ -165,7 +165,7 @@ def _restore(training: Training, path: str) -> Manifest:
     training.restore_flags()
     _set_gradients(training, _mapping("grads", values, path))
     training.position = Position.at(manifest.progress)
-    training.history = list(manifest.history)
+    training.journal.history = list(manifest.history)
     training.applied = dict(manifest.fresh)
     training.init_record = manifest.init
     training.stopped = training.stopping = False

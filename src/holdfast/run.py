@@ -193,7 +193,7 @@ class Run:
     def log(self, **metrics: Any) -> None:
         """Metrics of the next boundary: numbers, or arrays of one element."""
         self._usable()
-        self._training.log(metrics)
+        self._training.journal.log(metrics)
 
     def stop(self) -> None:
         """Makes this epoch (or step) the last one: it is finished and saved, and the run is complete."""

@@ -12,9 +12,10 @@ from holdfast import hyperparameters
 from holdfast.drafting import describe_parts
 from holdfast.format.manifest import Manifest
 from holdfast.format.names import CheckpointName
+from holdfast.journal import encode_metrics
 from holdfast.policy.keep import is_new_best
 from holdfast.session import Session
-from holdfast.state import adapters, capture, garbage, probe, streams, tree
+from holdfast.state import adapters, capture, garbage, probe, streams
 from holdfast.state.part import PartState
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def describe(
         parts=describe_parts(states, training.things, training.outlines),
         probe=record.facts if record is not None else None,
         environment=training.environment(),
-        history=training.history,
+        history=training.journal.history,
     )
 
 
@@ -143,8 +144,3 @@ def _is_new_best_of_all(training: Training, metrics: Mapping[str, Any]) -> bool:
     if keep.metric not in metrics or training.session is None:
         return False
     return is_new_best(dataclasses.replace(keep, best=1), training.session.ranking(keep), metrics)
-
-
-def encode_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as a checkpoint and its history hold them."""
-    return {name: tree.encode(value, f"metric {name}") for name, value in metrics.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import time
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from typing import Any
 
 from holdfast import hyperparameters, snapshot
 from holdfast.errors import HoldfastError, Preempted, UsageError
-from holdfast.format.manifest import HISTORY_ROWS, Goal, Progress
+from holdfast.format.manifest import Goal, Progress
+from holdfast.journal import Journal
 from holdfast.log import logger
 from holdfast.policy.every import Every, Since
 from holdfast.policy.keep import Keep, is_new_best
@@ -19,7 +19,7 @@ from holdfast.saving import Saver
 from holdfast.session import Session
 from holdfast.signals import Signals
 from holdfast.state import adapters, capture, environment, streams, tree
-from holdfast.store import book, catalog
+from holdfast.store import catalog
 
 _ROWS_AT_ONCE = 1000
 _GENERATORS = {"torch.Generator", "numpy.Generator", "random.Random"}
@@ -113,7 +113,7 @@ class Training:
         self.goal: Goal | None = None
         self.stopping = False
         self.stopped = False
-        self.history: list[dict[str, Any]] = []
+        self.journal = Journal(options.keep.metric)
         self.applied: dict[str, Any] = {}
         self.init_record: Any = None
         self.origin: Any = None
@@ -126,8 +126,6 @@ class Training:
         """A failure that has not reached the caller yet."""
         self.ended = False
         """True once a signal has ended the loop; its line has been said."""
-        self._pending: dict[str, Any] = {}
-        self._ever_logged: set[str] = set()
         self._since = Since(0, 0, 0.0)
         self._counted_from = time.monotonic()
         self._postponed: str | None = None
@@ -139,9 +137,6 @@ class Training:
         self.outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
         self._pid = os.getpid()
-        self._unwritten: list[dict[str, Any]] = []
-        """Rows of the history that are written with the next save."""
-        self._metric_checked = False
         self.seeded: set[str] | None = None
         """The frameworks that Run(seed=…) has seeded; None without a seed."""
         self.closed = False
@@ -241,56 +236,6 @@ class Training:
         self._last_saved = self.position.key()
         self.restart_counters()
 
-    # -- logging -----------------------------------------------------------------------------
-
-    def log(self, metrics: Mapping[str, Any]) -> None:
-        for name, value in metrics.items():
-            self._pending[name] = _number(name, value)
-        self._ever_logged.update(metrics)
-
-    def take_metrics(self) -> dict[str, Any]:
-        """The metrics logged since the previous boundary; they become a row of the history."""
-        metrics, self._pending = self._pending, {}
-        if metrics:
-            place = {"epoch": self.position.epoch, "step": self.position.step}
-            row = {
-                **place,
-                **snapshot.encode_metrics(metrics),
-                **place,
-            }  # whoever logs an epoch: the row has its own
-            self.history = [*self.history, row][-HISTORY_ROWS:]
-            self._unwritten.append(
-                {"time": book.now(), "event": "metrics", **place, "metrics": snapshot.encode_metrics(metrics)}
-            )
-            if len(self._unwritten) >= _ROWS_AT_ONCE:
-                self.write_history()
-        return metrics
-
-    def write_history(self) -> None:
-        """Writes the rows of metrics that have not been written yet."""
-        rows, self._unwritten = self._unwritten, []
-        if rows and self.session is not None:
-            book.note_events(self.session.path, rows)
-
-    def check_metric(self, *, final: bool) -> None:
-        """A metric that Keep ranks by but nobody logs: a warning, at the end an error."""
-        metric = self.options.keep.metric
-        if metric is None or metric in self._ever_logged or any(metric in row for row in self.history):
-            return
-        entries = self.session.entries if self.session is not None else []
-        if any(entry.manifest is not None and metric in entry.manifest.metrics for entry in entries):
-            return
-        logged = sorted(self._ever_logged)
-        near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.3)
-        text = (
-            f"keep=Keep(metric={metric!r}), but no such metric was logged"
-            f"{f'; did you mean {near[0]!r}?' if near else '.'} Logged were: {', '.join(logged) or 'none'}. "
-            f"Next: run.log({metric}=…) in each epoch, or name another metric."
-        )
-        if final:
-            raise UsageError(text, expected=metric, found=logged)
-        logger.warning("%s", text)
-
     # -- boundaries --------------------------------------------------------------------------
 
     def count_batch(self, samples: int) -> None:
@@ -329,6 +274,15 @@ class Training:
 
     def ask_for_save(self) -> None:
         self._explicit = True
+
+    def take_metrics(self) -> dict[str, Any]:
+        session = self.open()
+        return self.journal.take(session.path, self.position.epoch, self.position.step)
+
+    def check_metric(self, *, final: bool) -> None:
+        """Warns of a metric that Keep ranks by and nobody logs; at the end that is an error."""
+        entries = self.session.entries if self.session is not None else []
+        self.journal.check(entries, final=final)
 
     def boundary(self, *, epoch_end: bool = False, last: bool = False) -> None:
         """The loop asks for its next batch, epoch or step: failures are raised, due saves made.
@@ -411,7 +365,7 @@ class Training:
         """A save outside a managed loop, at once."""
         saver = self.need_saver()
         saver.poll()
-        self.log(metrics)
+        self.journal.log(metrics)
         self._save("asked for", self.take_metrics(), probing=True)
         if wait:
             saver.drain()
@@ -424,14 +378,13 @@ class Training:
             )
         saver, session = self.need_saver(), self.open()
         saver.drain()
-        if self.goal is not None and self.goal.kind == "steps" and not self._metric_checked:
-            self._metric_checked = True
-            self.check_metric(final=False)
+        if self.goal is not None and self.goal.kind == "steps":
+            self.journal.check_once(session.entries)
         record = self.probe.run() if self.probe is not None and probing else None
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)
         saver.save(states, manifest, reason)
-        self.write_history()
+        self.journal.write(session.path)
         self.note_saved()
 
     def restore_flags(self) -> None:
@@ -469,8 +422,9 @@ class Training:
                 raise  # still open: the save in flight must not lose its directory
             except BaseException as error:
                 failures.append(error)
-        self.write_history()
         session, self.session, self.saver, self.failure = self.session, None, None, None
+        if session is not None:
+            self.journal.write(session.path)
         self.closed = True
         self.release_hooks()
         if session is not None:
@@ -482,28 +436,6 @@ class Training:
             logger.error("Closing %s: %s", self.options.path, later)
         if failures:
             raise failures[0]
-
-
-def _number(name: str, value: Any) -> Any:
-    """A metric as a Python number; arrays of one element are taken for their element."""
-    if isinstance(value, (bool, int, float)) and type(value).__module__ == "builtins":
-        return value
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "size", 1) is not None:
-        try:
-            plain = item()
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise UsageError(
-                f"run.log({name}=…): a metric is one number, this {type(value).__name__} is not: {error}.",
-                found=name,
-            ) from error
-        if isinstance(plain, (bool, int, float)):
-            return plain
-    raise UsageError(
-        f"run.log({name}={value!r}): a metric is a number, not a {type(value).__name__}. "
-        f"Next: keep other things in run.state.",
-        found=type(value).__name__,
-    )
 
 
 def _plain_keep(keep: Keep) -> dict[str, Any]:
