@@ -15,7 +15,9 @@ from holdfast import Every
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", default="runs/results", help="the run's directory")
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()

@@ -549,7 +549,7 @@ class Restless(Sampler):
 
 def test_another_order_is_noticed():
     """A sampler that does not give the same order again is noticed and named in the warnings."""
-    make = lambda: DataLoader(quiet(), batch_size=5, sampler=Restless())  # noqa: E731
+    make = lambda: DataLoader(quiet(), batch_size=5, sampler=Restless())
     _, saves, _ = run_straight(make)
     for epoch, told in ((0, False), (1, True)):
         _, skip, _ = pickle.loads(saves[epoch][3])

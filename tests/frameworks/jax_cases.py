@@ -10,7 +10,7 @@ import pytest
 import holdfast
 from holdfast import Every, UsageError
 
-AdamState = collections.namedtuple("AdamState", ["count", "mu", "nu"])  # noqa: PYI024
+AdamState = collections.namedtuple("AdamState", ["count", "mu", "nu"])
 
 
 @jax.jit
