@@ -104,7 +104,10 @@ def _start_fresh(training: Training) -> None:
 
 
 def _start_from(training: Training) -> dict[str, Any]:
-    """Restores the parts named in `init`; all of them fit, or none is changed. Returns what is recorded."""
+    """Restores the parts named in `init`; all of them fit, or none is changed. Returns what is recorded.
+
+    A part that `fresh` names whole stays as this launch made it.
+    """
     for part in training.options.init:
         if part not in training.things:
             raise UsageError(
@@ -112,11 +115,12 @@ def _start_from(training: Training) -> dict[str, Any]:
                 f"Next: run.track({part}=…) before the loop, or another name in init.",
                 found=part,
             )
-    opened = {reference: open_checkpoint(reference) for reference in set(training.options.init.values())}
+    fresh = set(training.options.fresh)
+    sources = {part: where for part, where in training.options.init.items() if part not in fresh}
+    opened = {reference: open_checkpoint(reference) for reference in set(sources.values())}
     plans = {reference: Plan() for reference in opened}
     record: dict[str, Any] = {}
-    fresh = set(training.options.fresh)
-    for part, reference in training.options.init.items():
+    for part, reference in sources.items():
         checkpoint, plan = opened[reference], plans[reference]
         manifest, thing = checkpoint.manifest, training.things[part]
         own = {part: training.declared[part]} if part in training.declared else {}
@@ -129,7 +133,7 @@ def _start_from(training: Training) -> dict[str, Any]:
     for reference, plan in plans.items():
         _read(opened[reference], plan)
     training.torn = False
-    for part, reference in training.options.init.items():
+    for part, reference in sources.items():
         logger.info("Part %r starts from %s.", part, opened[reference].path)
     return record
 

@@ -1,7 +1,6 @@
 """How a managed loop ends: by its goal, by break, by a signal, by close, in a child."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import torch
 import holdfast
 from holdfast import Every, Keep, Preempted, UsageError, files
 from holdfast.payload import threads
+from holdfast.store import book
 
 WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 BATCHES = list(range(8))
@@ -32,11 +32,6 @@ def checkpoints(path):
 
 def leases(path):
     return sorted(name for name in os.listdir(path) if name.startswith("lease-"))
-
-
-def book(path):
-    with open(os.path.join(path, "run.json")) as file:
-        return json.load(file)
 
 
 class Gate:
@@ -166,15 +161,15 @@ def test_sigterm_during_the_last_drain(path, gate):
         for epoch in run.epochs(2):
             if epoch == 1:
                 assert run.latest  # the save of epoch 0 is no more in flight
-                gate.shut(send(signal.SIGTERM))
+                gate.shut(lambda: (send(signal.SIGTERM)(), gate.opened.set()))
     assert caught.value.code == 75
     assert len(checkpoints(path)) == 2
-    assert book(path)["reached"]["value"] == 2
+    assert book.read_run(path).reached["value"] == 2
     run.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_in_the_last_epoch(path, number):
+def test_a_signal_in_the_last_epoch(tmp_path, path, number):
     """A signal in the last epoch ends the process after the goal is recorded; a later launch records it, too."""
     run = holdfast.Run(path)
     with pytest.raises(Preempted):
@@ -184,13 +179,13 @@ def test_a_signal_in_the_last_epoch(path, number):
             if epoch == 1:
                 os.kill(os.getpid(), number)
     run.close()
-    before = book(path)
-    assert before["reached"] == {"kind": "epochs", "value": 2, "stopped": False}
-    with open(os.path.join(path, "run.json"), "w") as file:
-        json.dump({**before, "reached": None}, file)
+    content = book.read_run(path)
+    assert content.reached == {"kind": "epochs", "value": 2, "stopped": False}
+    content.reached = None  # as after a kill between the last save and its record
+    book.write_run(path, content, str(tmp_path))
     with holdfast.Run(path) as later:
         assert list(later.epochs(2)) == []
-    assert book(path)["reached"]["value"] == 2
+    assert book.read_run(path).reached["value"] == 2
 
 
 # -- break -----------------------------------------------------------------------------------------
@@ -229,6 +224,7 @@ def test_a_progress_bar_around_the_loop(path):
     run = holdfast.Run(path)
     bar = Bar(run.epochs(5))
     for epoch in bar:
+        assert run.checkpoints is not None  # waits for the save in flight
         if epoch == 2:
             break
     assert [signal.getsignal(number) for number in WATCHED] == before
@@ -269,6 +265,8 @@ def test_a_metric_logged_long_ago(path):
             run.log(loss=1 / (step + 1))
             if step == 10:
                 run.log(val=0.5)
+            if step % 60 == 55:
+                assert run.checkpoints is not None  # waits for the save in flight
             if step == 200:
                 raise ZeroDivisionError
     run.close()
@@ -309,7 +307,7 @@ def test_a_run_closed_inside_its_loop(path):
     assert leases(path) == ["lease-000001"]
     assert not os.path.exists(os.path.join(path, ".writing-000001"))
     assert [name[7:17] for name in checkpoints(path)] == ["epoch-0001"]
-    assert holdfast.run._open_runs == {}
+    assert path not in holdfast.run._open_runs
 
 
 @pytest.mark.parametrize("kind", ["steps", "batches"])
