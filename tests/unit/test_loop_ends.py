@@ -154,6 +154,21 @@ def test_a_second_ctrl_c_does_not_wait(path, gate):
     assert [name[7:17] for name in checkpoints(path)] == ["epoch-0001"]
 
 
+def test_a_second_ctrl_c_in_the_body_does_not_wait(path, gate):
+    """A second Ctrl-C that comes in the body ends the loop at once, and does not wait for a save in flight."""
+    run = holdfast.Run(path)
+    gate.shut()
+    with pytest.raises(KeyboardInterrupt):
+        for epoch in run.epochs(3):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+    assert gate.waits == 0
+    assert checkpoints(path) == []
+    run.close()
+    assert [name[7:17] for name in checkpoints(path)] == ["epoch-0001"]
+
+
 def test_sigterm_during_the_last_drain(path, gate):
     """SIGTERM that comes while the last save is written is acted on when the goal is durable and recorded."""
     run = holdfast.Run(path)
@@ -215,7 +230,9 @@ class Bar:
         self.iterable = iterable
 
     def __iter__(self):
-        yield from self.iterable
+        # Not `yield from`, which would close what it iterates over.
+        for item in self.iterable:  # noqa: UP028
+            yield item
 
 
 def test_a_progress_bar_around_the_loop(path):
