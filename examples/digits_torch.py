@@ -18,8 +18,10 @@ from holdfast import Every, Keep, Probe
 def load_data(name: str):
     """(training set, validation set) of UCI digits, or of MNIST where torchvision can fetch it."""
     if name == "mnist":
-        from torchvision import datasets
-
+        try:
+            from torchvision import datasets
+        except ImportError as error:
+            raise SystemExit(f"--data mnist needs torchvision, which fetches it: {error}") from error
         sets = [datasets.MNIST("data", train=train, download=True) for train in (True, False)]
         pairs = [(s.data.float().div(255).flatten(1), s.targets) for s in sets]
         return [TensorDataset(x, y) for x, y in pairs]

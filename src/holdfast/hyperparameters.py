@@ -91,6 +91,14 @@ def check_config(saved: Any, config: Any, changed: Iterable[str], where: str) ->
     if not isinstance(saved, dict):
         return
     config = config or {}
+    for name in changed:
+        if name != "loader" and name not in saved and name not in config:
+            near = nearest(name, {*saved, *config, "loader"})
+            raise UsageError(
+                f"changed={name!r}: config has no such key{f'; {near}' if near else '.'} "
+                f"It has: {', '.join(map(str, {**saved, **config})) or 'none'}; and there is 'loader'.",
+                found=name,
+            )
     missing = object()
     lines, keys = [], []
     for key in sorted({*saved, *config}):

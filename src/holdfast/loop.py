@@ -57,6 +57,15 @@ class Loop:
         training.raise_failure()
         manifest = resuming.resume(training)
         before = manifest.goal if manifest is not None else None
+        if before is not None and before.kind != kind:
+            training.give_up()
+            raise UsageError(
+                f"{training.options.path} is a training by {before.kind} ({before.value:,} were asked for); run.{kind}() "
+                f"would count on in another unit. Next: run.{before.kind}(…), or another run for this phase, with "
+                f'init={{"model": "{training.options.path}@best"}}.',
+                expected=before.kind,
+                found=kind,
+            )
         complete = _complete(manifest, training.goal, before)
         announce(training, manifest, complete=complete)
         if complete:

@@ -130,8 +130,11 @@ def _start_from(training: Training) -> dict[str, Any]:
     for reference, plan in plans.items():
         plan.check_fit(opened[reference].path)
     training.torn = bool(plans)  # until all are read
-    for reference, plan in plans.items():
-        _read(opened[reference], plan)
+    for index, (reference, plan) in enumerate(plans.items()):
+        try:
+            _read(opened[reference], plan)
+        except DamagedError as error:
+            raise error.changed_target() if index and not error.target_changed else error from None
     training.torn = False
     for part, reference in sources.items():
         logger.info("Part %r starts from %s.", part, opened[reference].path)

@@ -751,3 +751,21 @@ def test_no_permission(path, monkeypatch):
         kind=StorageError,
     ):
         holdfast.Run(path).resume()
+
+
+def test_another_kind_of_loop(path):
+    """A run that counts epochs cannot go on in steps, and is let go again."""
+    with holdfast.Run(path) as run:
+        list(run.epochs(1))
+    with refused("is a training by epochs (1 were asked for)", "run.epochs(…)"):
+        list(holdfast.Run(path).steps(5))
+    with holdfast.Run(path) as run:
+        assert list(run.epochs(2)) == [1]
+
+
+def test_a_changed_key_that_is_none(path):
+    """A name in `changed` that is no key of the config is refused, with the nearest one."""
+    with holdfast.Run(path, config={"epochs": 1}) as run:
+        list(run.epochs(1))
+    with refused("changed='epoch': config has no such key; did you mean 'epochs'?"):
+        list(holdfast.Run(path, config={"epochs": 2}, changed=["epoch"]).epochs(2))
