@@ -365,7 +365,8 @@ def test_twenty_thousand_small_arrays_are_gathered(tmp_path, monkeypatch):
 
     class Counting(files.System):
         def pwrite(self, fd, data, offset):
-            sizes.append(len(data))
+            if os.path.samestat(os.fstat(fd), os.stat(tmp_path / "m.safetensors")):
+                sizes.append(len(data))
             return super().pwrite(fd, data, offset)
 
     monkeypatch.setattr(files, "system", Counting())
