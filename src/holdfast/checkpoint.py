@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from holdfast import files
+from holdfast import files, stage
 from holdfast.errors import (
     DamagedError,
     FormatError,
@@ -25,6 +26,7 @@ from holdfast.format.manifest import (
     READ_LIMIT_ARRAYS,
     Arrays,
     Manifest,
+    PayloadRecord,
     Progress,
     decode_arrays,
 )
@@ -34,6 +36,7 @@ from holdfast.store import catalog, retention
 
 _T = TypeVar("_T")
 _FRAMEWORKS = ("numpy", *adapters.FRAMEWORKS)
+_MOST_LOOKS = 20_000_000  # at arrays, to name those in damaged blocks
 
 
 class Restored(dict[str, Any]):
@@ -64,6 +67,7 @@ class Checkpoint:
         self._reference = reference
         self._manifest = catalog.read_manifest(self.path)
         self._arrays: Arrays | None = None
+        self._looks = 0
 
     def __repr__(self) -> str:
         return f"<holdfast.Checkpoint {self.path}>"
@@ -134,12 +138,15 @@ class Checkpoint:
                 raise FormatError(
                     f"{self.path}: {CHECKPOINT_FILE} does not list {ARRAYS_FILE}.", path=self.path
                 )
-            data = self._read_small(ARRAYS_FILE, READ_LIMIT_ARRAYS)
+            data = self._read_small(ARRAYS_FILE, READ_LIMIT_ARRAYS, text=True)
             arrays = decode_arrays(data, path)
-            for name, record in arrays.files.items():
-                own = self._manifest.files.get(name)
-                digest = sealed.digest(b"".join(bytes.fromhex(block) for block in record.blocks))
-                if own is None or own.size != record.size or own.digest != digest:
+            unlisted = {name for name in self._manifest.files if name.endswith(".safetensors")} - set(
+                arrays.files
+            )
+            for name in [*arrays.files, *sorted(unlisted)]:
+                own, record = self._manifest.files.get(name), arrays.files.get(name)
+                digest = _digest_of(record) if record is not None else None
+                if own is None or record is None or own.size != record.size or own.digest != digest:
                     raise DamagedError(
                         f"{self.path}: {CHECKPOINT_FILE} and {ARRAYS_FILE} disagree about {name}: they do not belong "
                         f"together. Next: holdfast verify {self.path}",
@@ -153,24 +160,41 @@ class Checkpoint:
             self._arrays = arrays
         return self._arrays
 
-    def _read_small(self, name: str, limit: int) -> bytes:
+    def _read_small(self, name: str, limit: int, *, text: bool = False) -> bytes:
         listed = self._manifest.files[name]
-        path = os.path.join(self.path, name)
+        with self._expecting(name):
+            data = files.read_file(os.path.join(self.path, name), min(limit, listed.size), text=text)
+        self._compare(name, len(data), sealed.digest(data))
+        return data
+
+    def _check_small(self, name: str) -> None:
+        """Reads a file piece by piece, so that its size costs no memory."""
+        import xxhash
+
+        digest = xxhash.xxh3_128()
+        with self._expecting(name):
+            size = files.digest_file(os.path.join(self.path, name), self._manifest.files[name].size, digest)
+        self._compare(name, size, digest.hexdigest())
+
+    @contextlib.contextmanager
+    def _expecting(self, name: str) -> Iterator[None]:
+        """Turns what is wrong with the file of that name as a whole into damage."""
+        expected = self._manifest.files[name].digest
         try:
-            data = files.read_file(path, min(limit, listed.size))
+            yield
         except NotFoundError:
             if not os.path.isdir(self.path):
                 raise
-            raise self._damaged(name, f"{name} is missing", listed.digest, None) from None
+            raise self._damaged(name, f"{name} is missing", expected, None) from None
         except FormatError as error:  # longer than it was written, or no regular file
-            raise self._damaged(
-                name, f"{name} is not the file that was written: {error}", listed.digest, None
-            ) from error
-        found = sealed.digest(data)
+            text = f"{name} is not the file that was written: {error}"
+            raise self._damaged(name, text, expected, None) from error
+
+    def _compare(self, name: str, size: int, found: str) -> None:
+        listed = self._manifest.files[name]
         if found != listed.digest:
-            text = f"{name} has {len(data):,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
+            text = f"{name} has {size:,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
             raise self._damaged(name, text, listed.digest, found)
-        return data
 
     def _damaged(self, name: str, text: str, expected: str | None, found: str | None) -> DamagedError:
         return DamagedError(
@@ -212,6 +236,23 @@ class Checkpoint:
             )
         plan.finish()
 
+    def _check_files(self, parts: Iterable[str]) -> None:
+        """Compares the sizes of the files that some parts lie in, before memory is taken for what they hold."""
+        from holdfast.payload import damage
+
+        used = {
+            chunk.file
+            for name in parts
+            for entry in self.saved(name).entries.values()
+            for chunk in entry.chunks
+            if chunk.bytes[0] < chunk.bytes[1]
+        }
+        for file, record in self.arrays().files.items():
+            with contextlib.suppress(OSError):  # what is missing, or no file, is the reader's to tell
+                size = os.lstat(os.path.join(self.path, file)).st_size
+                if file in used and size != record.size:
+                    raise damage.wrong_size(self.path, file, record.size, size)
+
     def _records(self) -> dict[str, Any]:
         from holdfast.payload import reader
 
@@ -221,6 +262,10 @@ class Checkpoint:
         }
 
     def _names_in(self, file: str, start: int, stop: int) -> list[str]:
+        """The arrays in some bytes of a file; none any more once much time went into such questions."""
+        if self._looks > _MOST_LOOKS:
+            return []
+        self._looks += sum(len(part.arrays) for part in self.arrays().parts.values())
         return [
             f"{part_name}/{name}"
             for part_name, part in self.arrays().parts.items()
@@ -248,6 +293,7 @@ class Checkpoint:
             wanted = (
                 list(parts) if parts is not None else [n for n in self.arrays().parts if n not in _UNASKED]
             )
+            self._check_files(wanted)
             plan = Plan()
             finishes = {name: plan.value(self.saved(name), arrays) for name in wanted}
             self.read(plan)
@@ -287,6 +333,9 @@ class Checkpoint:
                 for name, part in self.arrays().parts.items()
                 if name not in targets and name not in _UNASKED and part.kind == "value"
             ]
+            self._check_files([*targets, *others])
+            for name in others:  # that they are values at all is found out before the first byte, too
+                self.saved(name).value(lambda *_: None)
             finishes = {name: plan.value(self.saved(name)) for name in others}
             self.read(plan)
             result = Restored({name: finish() for name, finish in finishes.items()})
@@ -332,12 +381,12 @@ class Checkpoint:
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[HoldfastError]:
         """Reads every byte of every file; the list of what is damaged is empty when it is whole."""
-        problems: list[HoldfastError] = []
+        problems = self._look_again()
         for name in self._manifest.files:
             if name.endswith(".safetensors"):
                 continue
             try:
-                self._read_small(name, READ_LIMIT_ARRAYS)
+                self._check_small(name)
             except HoldfastError as error:
                 problems.append(error)
         with files.translated(self.path, "list"):
@@ -365,25 +414,59 @@ class Checkpoint:
             )
         )
 
+    def _look_again(self) -> list[HoldfastError]:
+        """What became of checkpoint.json since it was read; when it was replaced, that one counts."""
+        try:
+            current = catalog.read_manifest(self.path)
+        except NotFoundError:
+            if not os.path.isdir(self.path):
+                raise
+            return [self._damaged(CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
+        except FormatError as error:
+            text = f"{CHECKPOINT_FILE} is not the file that was written: {error}"
+            return [self._damaged(CHECKPOINT_FILE, text, None, str(error))]
+        except HoldfastError as error:
+            return [error]
+        own = self._manifest
+        if (current.run, current.name, current.sequence) != (own.run, own.name, own.sequence):
+            text = f"{CHECKPOINT_FILE} is that of another checkpoint, {current.name}"
+            return [self._damaged(CHECKPOINT_FILE, text, own.name, current.name)]
+        if current != own:
+            self._manifest, self._arrays = current, None
+        return []
+
     def total_bytes(self) -> int:
         """Bytes of all files that the manifest lists."""
         return sum(file.size for file in self._manifest.files.values())
 
     def pin(self) -> None:
         """Keeps this checkpoint whatever the policy says. Takes no lease."""
-        retention.pin(self._run_directory(), self.name)
+        retention.pin(self._run_directory(), os.path.basename(self.path))
 
     def unpin(self) -> None:
         """Hands this checkpoint back to the policy."""
-        retention.unpin(self._run_directory(), self.name)
+        retention.unpin(self._run_directory(), os.path.basename(self.path))
 
     def _run_directory(self) -> str:
-        parent = os.path.dirname(self.path)
+        parent, base = os.path.split(self.path)
         if self._manifest.run is None or not catalog.is_run(parent):
             raise UsageError(
                 f"{self.path} lies in no run; only a run's checkpoints are pinned.", path=self.path
             )
+        # The manifest's own name may be a path to anywhere.
+        if names.parse_checkpoint_name(base) is None or self._manifest.name != base:
+            raise FormatError(
+                f"{self.path} is foreign: its manifest calls it {self._manifest.name!r}; only a run's own checkpoints "
+                f"are pinned.",
+                path=self.path,
+                expected=base,
+                found=self._manifest.name,
+            )
         return parent
+
+
+def _digest_of(record: PayloadRecord) -> str:
+    return sealed.digest(b"".join(bytes.fromhex(block) for block in record.blocks))
 
 
 _UNASKED = names.RESERVED_PARTS - {"state"}
@@ -397,7 +480,7 @@ def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
         FormatError, DamagedError: it is there, but is no whole checkpoint.
 
     """
-    text = os.fspath(reference)
+    text = stage.found(os.fspath(reference))
     for _ in range(3):
         path = catalog.resolve(text)
         try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from holdfast import files
+from holdfast import files, stage
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import UsageError
+from holdfast.errors import StorageError, UsageError
 from holdfast.format import card, names
-from holdfast.format.manifest import CONFIG_LIMIT, Manifest, Progress
+from holdfast.format.manifest import CONFIG_LIMIT, NOTE_LIMIT, Manifest, Progress
 from holdfast.state import adapters, capture, environment, garbage, tree
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, scratch
@@ -40,6 +41,9 @@ def save(
 
     """
     target = os.path.abspath(os.fspath(path))
+    rehearsed = stage.current()
+    if rehearsed is not None:
+        target = rehearsed.place(target, stage.SAVES)
     if os.path.exists(target):
         # What a link points to is what is replaced; the link stays a link.
         target = os.path.realpath(target)
@@ -49,6 +53,9 @@ def save(
         )
     for name in parts:
         names.check_part_name(name)
+    for name in extra or {}:
+        names.check_extra_name(name)
+    check_note(note)
     if os.path.lexists(target) and not catalog.is_checkpoint(target):
         raise UsageError(
             f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
@@ -64,7 +71,9 @@ def save(
     states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
     files.make_directory(parent)
     numbers = {
-        key: parts[key] for key in ("epoch", "step") if type(parts.get(key)) is int and parts[key] >= 0
+        key: parts[key]
+        for key in ("epoch", "step")
+        if type(parts.get(key)) is int and 0 <= parts[key] < 2**63
     }
     manifest = Manifest(
         name=base,
@@ -84,8 +93,11 @@ def save(
         draft.begin()
         draft.complete(manifest, card.render, lambda _: None)
         replace(draft, target)
-    finally:
-        files.remove_tree(writing)
+    except BaseException:
+        with contextlib.suppress(StorageError):  # the failure on its way is the one to tell
+            files.remove_tree(writing)
+        raise
+    files.remove_tree(writing)
     return Checkpoint(target)
 
 
@@ -128,6 +140,19 @@ def describe_parts(
                 info["outline"] = outlines[name]
         found[name] = info
     return found
+
+
+def check_note(note: Any) -> None:
+    """Refuses what is no text, or one that is too long to stand in every checkpoint."""
+    if not isinstance(note, str):
+        raise UsageError(f"note={note!r}: expected a text.", found=note)
+    if len(note) > NOTE_LIMIT:
+        raise UsageError(
+            f"note has {len(note):,} characters; at most {NOTE_LIMIT:,} are stored with each checkpoint. "
+            f"Next: a sentence here, and the rest in a file.",
+            found=len(note),
+            expected=NOTE_LIMIT,
+        )
 
 
 def encode_config(config: Any) -> Any:

@@ -10,7 +10,8 @@
     │   ├── UntrustedError           8   would run code; needs trust=True
     │   └── ProbeError               9   the restored model answers differently
     ├── StorageError (OSError)      10   no space, quota, permission, I/O
-    └── LeaseError                  11   somebody else writes this run
+    ├── LeaseError                  11   somebody else writes this run
+    └── RehearsalError              12   a command that is rehearsed failed by itself
 
 `Preempted` is no error: it is a `SystemExit` with code 75 (EX_TEMPFAIL), raised after the
 checkpoint that a SIGTERM or SIGUSR1 asked for is durable.
@@ -22,19 +23,43 @@ carries its facts as attributes, so that a script need not parse the message.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# A name or a note in a checkpoint may come from anybody; these steer a terminal, or cannot be printed.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_LONGEST = 20_000
+_NEAR_LENGTH, _NEAR_NUMBER = 200, 5000
+
+
+def printable(text: str) -> str:
+    """Text in which control characters are spelled out by their codes; line breaks and tabs stay."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _bounded(message: str) -> str:
+    if len(message) > _LONGEST:
+        half = _LONGEST // 2 - 50
+        message = f"{message[:half]} … ({len(message):,} characters) … {message[-half:]}"
+    return printable(message)
+
 
 class HoldfastError(Exception):
-    """The root of the tree. `facts` are the values that the message was made from."""
+    """The root of the tree. `facts` are the values that the message was made from.
+
+    A message never holds control characters; a very long one is cut in the middle.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _bounded(message)
+        super().__init__(self.message)
         self.facts: Mapping[str, Any] = facts
 
     def __str__(self) -> str:
@@ -145,6 +170,12 @@ class LeaseError(HoldfastError):
     exit_code = 11
 
 
+class RehearsalError(HoldfastError):
+    """A command that is rehearsed failed by itself. Facts: `code` (its exit code), `log`, `launch`."""
+
+    exit_code = 12
+
+
 class Preempted(SystemExit):
     """The process was asked to end (SIGTERM, SIGUSR1) and its place is safe on disk."""
 
@@ -182,5 +213,9 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Words like ``did you mean 'val_accuracy'?``, or nothing when nothing is near."""
     import difflib
 
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    if len(name) > _NEAR_LENGTH:
+        return ""
+    # Each comparison takes a moment, and names that a checkpoint holds may be many and long.
+    short = (candidate for candidate in candidates if len(candidate) <= _NEAR_LENGTH)
+    found = difflib.get_close_matches(name, list(itertools.islice(short, _NEAR_NUMBER)), n=1, cutoff=0.5)
     return f"did you mean {found[0]!r}?" if found else ""

@@ -69,6 +69,7 @@ class Loop:
         complete = _complete(manifest, training.goal, before)
         announce(training, manifest, complete=complete)
         if complete:
+            training.stopped = manifest is not None and manifest.stopped
             training.record_end()
             self.finished = True
             return False

@@ -19,6 +19,7 @@ from holdfast.training import Position, Training
 
 # Parts up to this size are restored a second time when an epoch is entered again; see `restore_again`.
 SMALL_PART = 64 << 20
+_TOLD = 20  # of the checkpoints that are passed over
 
 
 def resume(training: Training) -> Manifest | None:
@@ -36,6 +37,8 @@ def resume(training: Training) -> Manifest | None:
     try:
         manifest = _resume(training)
         training.record_launch()
+        if training.cue is not None:
+            training.cue.resumed(training, manifest)
     except BaseException:
         training.give_up()
         raise
@@ -51,7 +54,12 @@ def _resume(training: Training) -> Manifest | None:
     for entry in broken:
         if entry.problem is not None and entry.problem.facts.get("newer") and entry.sequence > first:
             raise entry.problem  # an upgrade reads it; going on from an older one would lose it
-        logger.warning("Passed over %s: %s", entry.name, entry.problem)
+        if entry in broken[-_TOLD:]:
+            logger.warning("Passed over %s: %s", entry.name, entry.problem)
+        if entry.manifest is None:  # and not foreign
+            book.note_event(session.path, "damaged", name=str(entry.name), problem=str(entry.problem))
+    if len(broken) > _TOLD:
+        logger.warning("Passed over %d older ones as well: holdfast verify names them.", len(broken) - _TOLD)
     failures: list[DamagedError | FormatError] = []
     for entry in candidates:
         try:
@@ -71,10 +79,17 @@ def _resume(training: Training) -> Manifest | None:
         return manifest
     if failures:
         raise _nothing_left(session.path, failures, changed=training.torn)
-    # A foreign one has a manifest: it belongs to another run, and this one may begin beside it.
-    problems = [entry.problem for entry in reversed(broken) if entry.manifest is None]
+    # Foreign ones among them: a run whose checkpoints were renamed, or whose run.json is another's, is not new.
+    problems = [entry.problem for entry in reversed(broken)]
     if problems:
         raise _nothing_left(session.path, problems, changed=False)
+    if session.entries:
+        raise UsageError(
+            f"All {len(session.entries)} checkpoints of {session.path} are marked abandoned: the one that a rewind went "
+            f"back to is gone. Next: holdfast rewind {session.path} @seq={session.entries[-1].sequence} takes the newest "
+            f"of them up again; to begin anew, use another directory.",
+            found=[str(entry.name) for entry in session.entries],
+        )
     _start_fresh(training)
     return None
 
@@ -168,7 +183,7 @@ def _restore(training: Training, path: str) -> Manifest:
         raise
     training.state.clear()
     training.state.update(_mapping("state", values, path))
-    training.restored_random = _mapping("random", values, path)
+    training.restored_random = _random(values, manifest, path)
     training.restore_flags()
     _set_gradients(training, _mapping("grads", values, path))
     training.position = Position.at(manifest.progress)
@@ -201,14 +216,35 @@ def _mapping(name: str, values: Mapping[str, Any], path: str) -> dict[Any, Any]:
     return found
 
 
+def _random(values: Mapping[str, Any], manifest: Manifest, path: str) -> dict[Any, Any]:
+    """The part `random`, as far as the loop relies on its form."""
+    found = _mapping("random", values, path)
+    orders = [found[key] for key in ("order", "top") if key in found]
+    inside = manifest.progress.entered or manifest.progress.batch > 0
+    right = (
+        all(isinstance(found[key], dict) for key in _INNER if key in found)
+        and isinstance(found.get("first", {}), (dict, type(None)))
+        and all(isinstance(order.get(key), dict) for order in orders for key in ("streams", "generators"))
+        and all(isinstance(flags, dict) for flags in found.get("flags", {}).values())
+        and all(isinstance(zeros, (bool, list)) for zeros in found.get("zeros", {}).values())
+        and (not inside or {"order", "generators"} <= set(found))
+    )
+    if not right:
+        raise FormatError(
+            f"{path}: its part 'random' is not as the format says, so the training cannot go on from it.",
+            path=path,
+        )
+    return found
+
+
+_INNER = ("streams", "generators", "order", "top", "touched", "zeros", "flags")
+
+
 def _restore_streams(random: dict[str, Any], path: str) -> None:
     try:
         streams.restore(random["streams"])
-    except tree.WRONG_CONTENT as error:
-        raise FormatError(
-            f"{path}: the random streams that it holds cannot be set here ({type(error).__name__}: {error}).",
-            path=path,
-        ) from error
+    except (FormatError, KeyError) as error:
+        raise FormatError(f"{path}: {error}", path=path) from error
 
 
 def _read(checkpoint: Checkpoint, plan: Plan) -> None:

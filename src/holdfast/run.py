@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from holdfast import loop, resuming
+from holdfast import loop, resuming, stage
 from holdfast.checkpoint import Checkpoint, open_checkpoint
-from holdfast.drafting import encode_config
+from holdfast.drafting import check_note, encode_config
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Progress
@@ -92,9 +93,13 @@ class Run:
             )
         _check_text_and_wait(note, wait)
         refuse_several_processes()
+        asked = place = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        rehearsed = stage.current()
+        if rehearsed is not None:
+            place = rehearsed.place(asked, stage.RUNS)
         self._training = Training(
             Options(
-                path=os.path.abspath(os.path.expanduser(os.fspath(path))),
+                path=place,
                 config=encode_config(config),
                 note=note,
                 seed=seed,
@@ -112,6 +117,10 @@ class Run:
         self._resumed = False
         self._closed = False
         self._pid = os.getpid()
+        if rehearsed is not None:
+            from holdfast.cue import Cue
+
+            self._training.cue = Cue(rehearsed, place, asked)
         if seed is not None:
             streams.seed(seed)
             self._training.seeded = {name for name, _ in adapters.loaded_edges()}
@@ -271,6 +280,8 @@ class Run:
         if fresh:
             training.record_launch()
         self._resumed = True
+        if training.cue is not None:
+            training.cue.own_save(training)
         training.save_now(metrics or {}, wait=wait)
 
     def _advance(self, epoch: int | None, step: int | None) -> None:
@@ -280,6 +291,12 @@ class Run:
                 continue
             if isinstance(value, bool) or not hasattr(value, "__index__"):
                 raise UsageError(f"run.save({name}={value!r}): expected a whole number.", found=value)
+            if value >= _MOST:
+                raise UsageError(
+                    f"run.save({name}={value}): expected at most {_MOST - 1:,}; names of checkpoints hold no more.",
+                    expected=_MOST - 1,
+                    found=value,
+                )
             if value < now:
                 raise UsageError(
                     f"run.save({name}={value}): the run stands at {name} {now}; progress never goes backwards. "
@@ -383,6 +400,7 @@ class Run:
 
 
 _EXAMPLES = {"every": "epochs=1, minutes=10", "keep": 'last=3, best=1, metric="val_accuracy", mode="max"'}
+_MOST = 10**18  # names of checkpoints have room for 18 digits
 _open_runs: dict[str, Run] = {}
 
 
@@ -405,8 +423,7 @@ def _staging(value: Any) -> int | None:
 
 
 def _check_text_and_wait(note: Any, wait: Any) -> None:
-    if not isinstance(note, str):
-        raise UsageError(f"note={note!r}: expected a text.", found=note)
+    check_note(note)
     if isinstance(wait, bool) or not isinstance(wait, int | float) or not wait >= 0:
         raise UsageError(
             f"wait={wait!r}: expected seconds to wait for a process that holds the run, like wait=60.",
@@ -455,6 +472,11 @@ def _close_all() -> None:
         except HoldfastError as error:
             logger.error("%s: %s", run.path, error)
             code = error.exit_code
+        except KeyboardInterrupt:
+            logger.error(
+                "%s: Ctrl-C stopped the closing; the next launch clears away what is left.", run.path
+            )
+            code = 128 + signal.SIGINT
         except BaseException as error:
             logger.error("%s: %s: %s", run.path, type(error).__name__, error)
             code = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast.drafting import draft_of
@@ -41,6 +41,8 @@ class Saver:
         self._flight: _Flight | None = None
         self._warned_unchanged: set[str] = set()
         self.last_publish = time.monotonic()
+        self.published: Callable[[str], None] | None = None
+        """Told the path of each checkpoint that is durable, before anything is deleted."""
 
     @property
     def busy(self) -> bool:
@@ -48,9 +50,11 @@ class Saver:
         return self._flight is not None and not self._flight.ticket.done
 
     def poll(self) -> None:
-        """Takes note of a finished save; raises its failure."""
+        """Takes note of a finished save; raises its failure, and a `LeaseError` once the run is lost."""
         if self._flight is not None and self._flight.ticket.done:
             self._collect()
+        if self._session.lease.overtaken:
+            self._session.lease.check()
 
     def drain(self) -> None:
         """Waits for the save in flight; raises its failure."""
@@ -90,9 +94,10 @@ class Saver:
         started = time.monotonic()
         session = self._session
         session.lease.check()
-        draft = draft_of(session.writing, manifest.name, states, staging=self._staging_for(states))
-        draft.begin()
-        draft.wait_copied()
+        with session.telling_loss():
+            draft = draft_of(session.writing, manifest.name, states, staging=self._staging_for(states))
+            draft.begin()
+            draft.wait_copied()
         held = time.monotonic() - started
         name = parse_checkpoint_name(manifest.name)
         if name is None:  # made by this process two calls ago
@@ -107,7 +112,8 @@ class Saver:
         flight = _Flight(entry)
 
         def finish() -> None:
-            flight.deleted = self._finish(draft, manifest, before, entry, watched, reason, started, held)
+            with session.telling_loss():
+                flight.deleted = self._finish(draft, manifest, before, entry, watched, reason, started, held)
 
         try:
             flight.ticket = threads.submit("publish", finish)
@@ -143,8 +149,10 @@ class Saver:
         """What happens behind the training: write, publish, then everything that may come after."""
         session = self._session
         manifest = draft.complete(manifest, card.render, self._check_nan)
-        publish(draft, session.path)
+        path = publish(draft, session.path)
         entry.manifest = manifest
+        if self.published is not None:
+            self.published(path)
         self._warn_unchanged(manifest, before, watched)
         deleted: list[str] = []
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from holdfast import files, storage
-from holdfast.errors import UsageError
+from holdfast import files, stage, storage
+from holdfast.errors import LeaseError, StorageError, UsageError
+from holdfast.format.names import LAST_SEQUENCE
 from holdfast.policy.keep import Keep, Record, rank
 from holdfast.store import book, catalog
 from holdfast.store.catalog import Entry
@@ -44,6 +46,13 @@ class Session:
             StorageError: it cannot be created or written.
 
         """
+        rehearsed = stage.current()
+        if rehearsed is not None and not rehearsed.owns(path):
+            raise UsageError(
+                f"{path} would be written, and this is a rehearsal, which writes no run but its own. "
+                f"Next: rehearse the training alone.",
+                path=path,
+            )
         storage.refuse_object_store(path)
         check_place(path)
         files.make_directory(path)
@@ -53,10 +62,13 @@ class Session:
             if catalog.is_run(path):
                 session.book = book.read_run(path)
             else:
-                book.write_run(path, session.book, lease.writing)
+                # Under the lease: were there anything, this would bury it.
+                _refuse_foreign(path)
+                session.write_book()
             session.entries = catalog.scan(path)
         except BaseException:
-            lease.release()
+            with contextlib.suppress(StorageError):  # the failure on its way is the one to tell
+                lease.release()
             raise
         return session
 
@@ -67,8 +79,17 @@ class Session:
 
     def next_sequence(self) -> int:
         """A number that no checkpoint of this run has had, those that failed to be saved included."""
-        newest = max((entry.sequence for entry in self.entries), default=0)
-        return max(newest, self.last_sequence) + 1
+        newest = max(self.entries, key=lambda entry: entry.sequence, default=None)
+        last = max(newest.sequence if newest is not None else 0, self.last_sequence)
+        if last >= LAST_SEQUENCE:  # the next would have a name that no reader knows
+            where = f" {newest.path}" if newest is not None else ""
+            raise UsageError(
+                f"{self.path} can take no more checkpoints: the last number there is, {LAST_SEQUENCE}, is in use:{where}. "
+                f"Nothing was saved. Next: move that one out of the run.",
+                path=self.path,
+                found=last,
+            )
+        return last + 1
 
     def touch(self) -> None:
         """Says that `entries`, or something in them, has changed."""
@@ -81,7 +102,18 @@ class Session:
         return self._ranking
 
     def write_book(self) -> None:
-        book.write_run(self.path, self.book, self.writing)
+        with self.telling_loss():
+            book.write_run(self.path, self.book, self.writing)
+
+    @contextlib.contextmanager
+    def telling_loss(self) -> Iterator[None]:
+        """Where a lost lease made something fail, a `LeaseError` says so, and who holds the run now."""
+        try:
+            yield
+        except (LeaseError, StorageError):
+            with contextlib.suppress(StorageError):  # the failure on its way is the one to tell
+                self.lease.check()
+            raise
 
     def close(self) -> None:
         self.lease.release()
@@ -99,6 +131,10 @@ def check_place(path: str) -> None:
             f'checkpoint with init={{"model": {path!r}}}.',
             path=path,
         )
+    _refuse_foreign(path)
+
+
+def _refuse_foreign(path: str) -> None:
     with files.translated(path, "list"):
         foreign = [name for name in os.listdir(path) if not name.startswith(_OWN)]
     if foreign:

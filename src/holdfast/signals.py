@@ -6,9 +6,11 @@ what was asked. Handlers exist between the first `next` and the end of a loop, i
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
+import time
 import weakref
 from types import FrameType
 from typing import Any
@@ -17,6 +19,8 @@ from holdfast.log import logger
 
 PREEMPT = (signal.SIGTERM, signal.SIGUSR1)
 _WATCHED = (*PREEMPT, signal.SIGUSR2, signal.SIGINT)
+_REPEATED = (*PREEMPT, signal.SIGUSR2)
+GRACE_SECONDS = 60.0
 
 
 class Signals:
@@ -36,16 +40,27 @@ class Signals:
             return
         self.asked, self.snapshot_asked, self.impatient = None, False, False
         for number in _WATCHED:
-            self._previous[number] = signal.signal(number, self._note)
+            previous = signal.signal(number, self._note)
+            self._previous[number] = signal.SIG_DFL if previous is _pass_over else previous
         _installed.add(self)
 
-    def restore(self) -> None:
-        """Puts back the handlers that were there before, unless somebody replaced ours meanwhile."""
+    def restore(self, *, ending: bool = False) -> None:
+        """Puts back the handlers that were there before, unless somebody replaced ours meanwhile.
+
+        With `ending`, since a signal has ended the training, its repeats change nothing while the
+        process ends: the default would end it by that signal, and hide the exit code that says that
+        the place is saved. Handlers of the user's own come back all the same, and a process that goes
+        on living has the defaults after a minute.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
+        if ending:
+            _ended[:] = [time.monotonic()]
         for number, previous in self._previous.items():
             if signal.getsignal(number) == self._note:
-                signal.signal(number, previous if previous is not None else signal.SIG_DFL)
+                after = previous if previous is not None else signal.SIG_DFL
+                repeated = ending and number in _REPEATED and after is signal.SIG_DFL
+                signal.signal(number, _pass_over if repeated else after)
         self._previous.clear()
         _installed.discard(self)
 
@@ -68,6 +83,34 @@ class Signals:
             previous(number, frame)
 
 
+# -- after the end -----------------------------------------------------------------------------
+
+_ended: list[float] = []  # when a signal ended a loop of this process, by the monotonic clock
+
+
+def _pass_over(number: int, _frame: FrameType | None) -> None:
+    if time.monotonic() - _ended[0] >= GRACE_SECONDS:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _ignore_at_exit() -> None:
+    # The interpreter puts the defaults back while it ends, where a handler stood; "ignored" it leaves.
+    _replace_by(signal.SIG_IGN)
+
+
+def _replace_by(action: signal.Handlers) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _REPEATED:
+        if signal.getsignal(number) is _pass_over:
+            signal.signal(number, action)
+
+
+atexit.register(_ignore_at_exit)
+
+# -- in a forked child -------------------------------------------------------------------------
+
 _installed: weakref.WeakSet[Signals] = weakref.WeakSet()
 
 
@@ -75,6 +118,7 @@ def _leave_child() -> None:
     # A forked child is no training: it gets the handlers that its parent had before the loop.
     for signals in list(_installed):
         signals.restore()
+    _replace_by(signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_leave_child)

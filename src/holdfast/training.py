@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast import hyperparameters, snapshot
-from holdfast.errors import HoldfastError, Preempted, UsageError
+from holdfast.errors import HoldfastError, Preempted, StorageError, UsageError
 from holdfast.format.manifest import Goal, Progress
 from holdfast.journal import Journal
 from holdfast.log import logger
@@ -140,6 +140,8 @@ class Training:
         self.seeded: set[str] | None = None
         """The frameworks that Run(seed=…) has seeded; None without a seed."""
         self.closed = False
+        self.cue: Any = None
+        """What `holdfast rehearse` does at this training's moments; None in every other process."""
 
     # -- tracking ----------------------------------------------------------------------------
 
@@ -196,13 +198,18 @@ class Training:
         """A launch that was refused holds nothing: the lease is released, the run is as it was."""
         session, self.session, self.saver = self.session, None, None
         if session is not None:
-            session.close()
+            try:
+                session.close()
+            except StorageError as error:  # why it is given up is what the caller must hear
+                logger.error("Closing %s: %s", self.options.path, error)
 
     def need_saver(self) -> Saver:
         if self.saver is None:
             session = self.open()
             options = self.options
             self.saver = Saver(session, options.keep, on_nan=options.on_nan, staging=options.staging)
+            if self.cue is not None:
+                self.saver.published = self.cue.published
         return self.saver
 
     def raise_failure(self) -> None:
@@ -267,10 +274,14 @@ class Training:
             streams.restore(top["streams"])
             streams.restore_generators(own, top["generators"])
         self.top = {"streams": streams.capture(), "generators": streams.capture_generators(own)}
+        if self.cue is not None:
+            self.cue.begin_epoch(self)
 
     def hand_out(self) -> None:
         """A batch or a step goes to the loop's body."""
         self.stepped.clear()
+        if self.cue is not None:
+            self.cue.hand_out(self)
 
     def ask_for_save(self) -> None:
         self._explicit = True
@@ -296,6 +307,8 @@ class Training:
                 "This loop belongs to the parent process; a forked child must not go on with it. "
                 "Next: leave the child with os._exit, or use subprocess."
             )
+        if self.cue is not None:
+            self.cue.boundary(self, epoch_end=epoch_end, last=last)
         saver = self.need_saver()
         saver.poll()
         metrics = self.take_metrics()
@@ -346,7 +359,7 @@ class Training:
     def _end_by(self, asked: Any) -> None:
         name = self.newest_name()
         self.ended = True
-        self.signals.restore()
+        self.signals.restore(ending=asked.name != "SIGINT")
         if asked.name == "SIGINT":
             logger.info("Ctrl-C: %s is saved; the same command continues from there.", name)
             raise KeyboardInterrupt
@@ -380,6 +393,8 @@ class Training:
         saver.drain()
         if self.goal is not None and self.goal.kind == "steps":
             self.journal.check_once(session.entries)
+        if self.cue is not None:
+            self.cue.saving(self)
         record = self.probe.run() if self.probe is not None and probing else None
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)

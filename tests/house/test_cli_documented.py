@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,17 @@ def run(tmp_path_factory):
     return path
 
 
+def _differing(directory):
+    """A script that a rehearsal finds a fault in, so that there are differences to tell of."""
+    script = directory / "fault.py"
+    script.write_text(
+        "import numpy, random, holdfast\nrng = random.Random(0)\nrun = holdfast.Run('r')\n"
+        "for step in run.steps(4):\n    run.state['n'] = numpy.full(2, rng.random())\n"
+        "    run.state['m'] = rng.random()\n"
+    )
+    return script
+
+
 @pytest.mark.parametrize("name", WITH_JSON)
 def test_every_json_key_is_documented(run, name):
     """Every key that a command's --json prints stands in its section of docs/scripting.md."""
@@ -114,8 +126,9 @@ def test_every_json_key_is_documented(run, name):
         "diff": [f"{run}@seq=1", f"{run}@seq=3"],
         "rewind": [run, "@seq=1"],
         "doctor": [run, "--no-write"],
+        "rehearse": ["--once", "--", sys.executable, str(_differing(Path(run).parent.parent))],
     }
-    outputs = [CliRunner().invoke(main, [name, *words.get(name, [run]), "--json"])]
+    outputs = [CliRunner().invoke(main, [name, "--json", *words.get(name, [run])])]
     if name == "ls":
         outputs.append(CliRunner().invoke(main, [name, str(Path(run).parent), "--json"]))
     found = {key for output in outputs for key in keys_of(json.loads(output.stdout))}

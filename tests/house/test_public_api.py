@@ -26,6 +26,7 @@ NAMES = [
     "Preempted",
     "Probe",
     "ProbeError",
+    "RehearsalError",
     "Run",
     "StorageError",
     "UntrustedError",
@@ -71,6 +72,7 @@ EXIT_CODES = {
     "ProbeError": 9,
     "StorageError": 10,
     "LeaseError": 11,
+    "RehearsalError": 12,
 }
 PARENTS = {
     "UsageError": (errors.HoldfastError, ValueError),

@@ -67,22 +67,34 @@ def _print_state(found: Comparison, limit: int | None) -> None:
         f"{len(found.value_differences):,} of {text.plural(found.values, 'value')}"
         f"{_only(found)}."
     )
+    print_differences(found, [], ("A", "B"), limit, more=": --all")
+
+
+def print_differences(
+    found: Comparison,
+    records: list[ValueDifference],
+    sides: tuple[str, str],
+    limit: int | None,
+    more: str = "",
+) -> None:
+    """Tables of what differs: arrays, names that one side lacks, plain values and other records."""
     if found.array_differences:
         click.echo()
         rows = [_array_row(difference) for difference in found.array_differences[:limit]]
         columns = ["ARRAY", "ELEMENTS THAT DIFFER", "MAX ABS", "MAX REL"]
         for line in text.table(columns, rows, right=columns[1:], flexible={"ARRAY": 20}):
             click.echo(line)
-        _more(len(found.array_differences), limit)
-    for side, names in (("A", found.only_left), ("B", found.only_right)):
+        _more(len(found.array_differences), limit, more)
+    for side, names in ((sides[0], found.only_left), (sides[1], found.only_right)):
         if names:
             click.echo(f"\nOnly in {side}:")
             for name in names[:limit]:
                 click.echo(f"  {text.clean(text.array_name(name))}")
-            _more(len(names), limit)
-    if found.value_differences:
+            _more(len(names), limit, more)
+    values = [*found.value_differences, *records]
+    if values:
         click.echo()
-        _print_values("VALUE", found.value_differences, limit)
+        _print_values("VALUE", values, limit, sides, more)
 
 
 def _only(found: Comparison) -> str:
@@ -108,21 +120,24 @@ def _print_metadata(found: Comparison, limit: int | None) -> None:
     told = [difference for difference in found.metadata if difference.name not in _EXPECTED]
     if told:
         click.echo("\nMetadata that differs (it does not count):")
-        _print_values("METADATA", told, limit)
+        _print_values("METADATA", told, limit, ("A", "B"), ": --all")
 
 
-def _print_values(title: str, differences: list[ValueDifference], limit: int | None) -> None:
+def _print_values(
+    title: str, differences: list[ValueDifference], limit: int | None, sides: tuple[str, str], more: str
+) -> None:
     rows = [
         [difference.name, *_pair(difference.left, difference.right)] for difference in differences[:limit]
     ]
-    for line in text.table([title, "A", "B"], rows, flexible={title: 20, "A": 12, "B": 12}):
+    one, other = (side.upper() for side in sides)
+    for line in text.table([title, one, other], rows, flexible={title: 20, one: 12, other: 12}):
         click.echo(line)
-    _more(len(differences), limit)
+    _more(len(differences), limit, more)
 
 
-def _more(count: int, limit: int | None) -> None:
+def _more(count: int, limit: int | None, more: str) -> None:
     if limit is not None and count > limit:
-        click.echo(f"… and {count - limit:,} more: --all")
+        click.echo(f"… and {count - limit:,} more{more}")
 
 
 def _pair(left: Any, right: Any) -> tuple[str, str]:
@@ -149,18 +164,19 @@ def _window(line: str, start: int) -> str:
     return text.shorten(shown, _VALUE - len(count)) + count
 
 
-def _content(found: Comparison) -> dict[str, Any]:
-    def values(differences: list[ValueDifference]) -> list[dict[str, Any]]:
-        # A side that lacks the value lacks the key.
-        return [
-            {
-                "name": difference.name,
-                **({} if difference.left is ABSENT else {"left": card.plain(difference.left)}),
-                **({} if difference.right is ABSENT else {"right": card.plain(difference.right)}),
-            }
-            for difference in differences
-        ]
+def values_content(differences: list[ValueDifference]) -> list[dict[str, Any]]:
+    """Differing values for JSON; a side that lacks the value lacks the key."""
+    return [
+        {
+            "name": difference.name,
+            **({} if difference.left is ABSENT else {"left": card.plain(difference.left)}),
+            **({} if difference.right is ABSENT else {"right": card.plain(difference.right)}),
+        }
+        for difference in differences
+    ]
 
+
+def _content(found: Comparison) -> dict[str, Any]:
     return {
         "equal": found.equal,
         "left": found.left,
@@ -170,8 +186,8 @@ def _content(found: Comparison) -> dict[str, Any]:
         "bytes": found.bytes,
         "values": found.values,
         "array_differences": [dataclasses.asdict(difference) for difference in found.array_differences],
-        "value_differences": values(found.value_differences),
+        "value_differences": values_content(found.value_differences),
         "only_left": found.only_left,
         "only_right": found.only_right,
-        "metadata": values(found.metadata),
+        "metadata": values_content(found.metadata),
     }

@@ -151,8 +151,8 @@ def _table(
         closing.append([" ".join(marks[name]), why if verdict.kept else f"goes: {why}"])
     wide = text.width() >= _WIDE
     names = ["NAME"] if wide else []
-    metrics = _metrics(entries, keep)
     limit = text.width()
+    metrics = _metrics(entries, keep)[: limit // 2]
     while True:
         # The metric that decides is shown at any width; of the others as many as fit.
         few = len(metrics) <= 1
@@ -237,9 +237,11 @@ def _find_runs(directory: str) -> list[str]:
                     if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
                 ]
             for child in children:
+                if not os.access(child, os.R_OK | os.X_OK):
+                    continue
                 if catalog.is_run(child):
                     found.append(child)
-                elif not catalog.is_checkpoint(child) and os.access(child, os.R_OK | os.X_OK):
+                elif not catalog.is_checkpoint(child):
                     below.append(child)
         level = below
     return found

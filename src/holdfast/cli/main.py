@@ -26,6 +26,7 @@ COMMANDS = {
     "rewind": ("rewinding", "Let a run continue from an older checkpoint."),
     "import": ("exchanging", "Turn a checkpoint of another format into one of a run."),
     "export": ("exchanging", "Write a checkpoint in another format."),
+    "rehearse": ("rehearsing", "Rehearse a script: straight and interrupted, compared."),
     "doctor": ("doctoring", "Examine versions, storage, save cost and Slurm."),
 }
 
@@ -64,6 +65,15 @@ class Program(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if os.environ.get("HOLDFAST_REHEARSAL"):
+            from holdfast import stage
+
+            # A script that is rehearsed means its rehearsed runs by their names, here as well.
+            paths = [stage.found(word) if word[:1] not in "-@" else word for word in args[1:]]
+            args = [*args[:1], *paths]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

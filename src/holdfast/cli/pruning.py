@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ import click
 from holdfast import doctor, files
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
-from holdfast.errors import NotFoundError, UsageError
+from holdfast.errors import NotFoundError, StorageError, UsageError
 from holdfast.log import logger
 from holdfast.policy.keep import Keep, Verdict
 from holdfast.session import Session
@@ -48,8 +50,12 @@ def prune_command(run: str, yes: bool, as_json: bool, **given: Any) -> None:
         raise NotFoundError(f"{place} is not a run: it has no {book.RUN_FILE}.", path=place, candidates=[])
     keep = _policy(catalog.run_keep(place) or Keep(), given)
     if yes:
-        debris = debris_in(place, catalog.scan(place))
-        session = Session.open(place, wait=0, say=logger.info)
+        entries = catalog.scan(place)
+        debris = debris_in(place, entries)
+        try:
+            session = Session.open(place, wait=0, say=logger.info)
+        except StorageError as error:
+            raise _explained(error, place, retention.verdicts(keep, entries, prune=True)) from error
         try:
             # What dead writers left was swept when the lease was taken; this removes the rest.
             verdicts = retention.verdicts(keep, session.entries, prune=True)
@@ -61,6 +67,18 @@ def prune_command(run: str, yes: bool, as_json: bool, **given: Any) -> None:
         debris, deleted = debris_in(place, entries), None
         verdicts = retention.verdicts(keep, entries, prune=True)
     _report(place, verdicts, debris, deleted, as_json=as_json)
+
+
+def _explained(error: StorageError, run: str, verdicts: Sequence[Verdict]) -> StorageError:
+    """On a disk without room for a lease, what can be deleted without one: a folder, by hand."""
+    first = next((verdict.record.name for verdict in verdicts if not verdict.kept), None)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or first is None:
+        return error
+    return StorageError(
+        f"{error.message} There is not even room for a lease. Next: if nothing is writing the run, "
+        f"rm -r {shlex.quote(os.path.join(run, first))} (it would go anyway), then the same command again.",
+        **error.facts,
+    )
 
 
 def _policy(own: Keep, given: Mapping[str, Any]) -> Keep:

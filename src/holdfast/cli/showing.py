@@ -11,11 +11,13 @@ import click
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
-from holdfast.errors import HoldfastError
+from holdfast.errors import FormatError, HoldfastError
 from holdfast.format import card, dtypes
 from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT
+from holdfast.state.tree import WRONG_CONTENT
 
 _SHOWN = 20  # arrays
+_RENDERED = 256 * 1024  # of a card; to lay out more takes too long
 
 
 @command("show")
@@ -64,17 +66,28 @@ def show_command(reference: str, all_arrays: bool, as_json: bool) -> None:
 def _card(checkpoint: Checkpoint) -> str:
     """README.md as it was saved; where that is damaged, the same made anew, and a warning."""
     if CARD_FILE not in checkpoint.manifest.files:
-        return card.render(checkpoint.manifest)
+        return _new_card(checkpoint)
     try:
         return checkpoint._read_small(CARD_FILE, READ_LIMIT_CHECKPOINT).decode("utf-8", "replace")
     except HoldfastError as error:
         click.echo(f"holdfast: warning: {text.clean(str(error))}", err=True)
+        return _new_card(checkpoint)
+
+
+def _new_card(checkpoint: Checkpoint) -> str:
+    try:
         return card.render(checkpoint.manifest)
+    except WRONG_CONTENT as error:
+        raise FormatError(
+            f"{checkpoint.path}: its {CHECKPOINT_FILE} holds something else than the format says "
+            f"({type(error).__name__}: {error}). Next: holdfast show --json, which shows it as it is.",
+            path=checkpoint.path,
+        ) from error
 
 
 def _print_card(content: str) -> None:
     content = text.clean(content)
-    if not text.on_terminal():
+    if not text.on_terminal() or len(content) > _RENDERED:
         click.echo(content.rstrip("\n"))
         return
     from rich.console import Console

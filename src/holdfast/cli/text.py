@@ -8,7 +8,9 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _GAP = "  "
 
 
@@ -108,7 +110,7 @@ def table(
         surplus -= cut
     rightward = [name in set(right) for name in columns]
     lines = []
-    for row in [list(columns), *cells]:
+    for row in [[line_of(name) for name in columns], *cells]:  # titles are names of metrics, too
         shown = []
         for place, cell in enumerate(row):
             last = place == len(columns) - 1

@@ -66,7 +66,7 @@ def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
 def _row(path: str, size: int, problems: list[HoldfastError], *, foreign: bool = False) -> dict[str, Any]:
     status = "whole"
     if problems:
-        gone = not os.path.isdir(path)
+        gone = not os.path.lexists(path)
         damaged = any(isinstance(problem, (DamagedError, NotFoundError)) for problem in problems)
         status = "gone" if gone else "damaged" if damaged else "foreign" if foreign else "unread"
     return {
