@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # The development set-up pins torch; users may have any torch >= 2.4.
 TORCH  ?= torch==2.13.0
 
-.PHONY: setup demo test prove check bench format clean
+.PHONY: setup packages demo test prove check bench format clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml
@@ -15,14 +15,17 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]' --group dev
 	touch $@
 
+packages:
+	@tests/packages.sh
+
 demo: setup
 	$(BIN)/python examples/demo.py $(ARGS)
 
-test: setup
+test: setup packages
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # Many more faults than `make test` tries; their number goes into the page.
-prove: setup
+prove: setup packages
 	$(BIN)/python -m pytest -n 2 tests/crash tests/damaged --thorough --figures docs/promises.md $(ARGS)
 
 check: setup

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast.checkpoint import Checkpoint
+from holdfast.errors import FormatError, HoldfastError
 from holdfast.format import dtypes
 from holdfast.format.manifest import ArrayEntry
+from holdfast.state import tree
 from holdfast.state.part import Plan, SavedPart
 
 # Arrays are read in groups of about so many bytes, so that a block that holds many small ones is
@@ -122,6 +124,19 @@ def compare(a: Checkpoint, b: Checkpoint, progress: Callable[[int], None] | None
         DamagedError: a byte of either is not as written, so nothing can be said of it.
 
     """
+    try:
+        return _compare(a, b, progress)
+    except HoldfastError:
+        raise
+    except tree.WRONG_CONTENT as error:
+        raise FormatError(
+            f"{a.path} and {b.path} cannot be compared: one of them holds something else than the format says "
+            f"({type(error).__name__}: {error}). Next: holdfast verify on each.",
+            path=a.path,
+        ) from error
+
+
+def _compare(a: Checkpoint, b: Checkpoint, progress: Callable[[int], None] | None) -> Comparison:
     found = Comparison(a.path, b.path)
     _compare_manifests(a, b, found)
     left, right = _state_parts(a), _state_parts(b)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import platform
 import statistics
@@ -199,8 +200,10 @@ def save_cost(events: list[dict[str, Any]]) -> SaveCost | None:
     for event in events:
         if event.get("event") != "save":
             continue
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            saves.append((float(event["held_seconds"]), float(event["seconds"]), int(event["bytes"])))
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            row = (float(event["held_seconds"]), float(event["seconds"]), int(event["bytes"]))
+            if all(math.isfinite(value) and value >= 0 for value in row):
+                saves.append(row)
     saves = saves[-_SAVES:]
     if not saves:
         return None

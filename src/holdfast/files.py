@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from holdfast.errors import FormatError, NotFoundError, StorageError, storage_error
 
@@ -84,7 +85,11 @@ def translated(path: Path, operation: str) -> Iterator[None]:
 
 
 def make_directory(path: Path) -> None:
-    """Creates `path` and its missing parents; each new name is durable when this returns."""
+    """Creates `path` and its missing parents; when this returns, their names are durable.
+
+    So are those of the folders that were there: a launch that was killed, or ``mkdir -p`` in a job
+    script, may have made them a moment ago.
+    """
     path = os.path.abspath(path)
     missing: list[str] = []
     while not os.path.isdir(path):
@@ -93,6 +98,7 @@ def make_directory(path: Path) -> None:
         if parent == path:
             break
         path = parent
+    _settle(path)
     for directory in reversed(missing):
         with translated(directory, "create the directory"):
             with contextlib.suppress(FileExistsError):
@@ -100,6 +106,31 @@ def make_directory(path: Path) -> None:
             if not os.path.isdir(directory):
                 raise NotADirectoryError(errno.ENOTDIR, "a file of that name is in the way", directory)
         sync_directory(os.path.dirname(directory))
+
+
+_settled: set[tuple[str, int]] = set()  # folders whose names this process has synced, and all above them
+
+
+def _settle(path: str) -> None:
+    """Syncs the names of a folder and of those above it, up to the mount point; once per process."""
+    path = os.path.realpath(path)
+    seen = set()
+    while True:
+        with translated(path, "look at"):
+            here, above = os.stat(path), os.stat(os.path.dirname(path))
+        if (path, here.st_ino) in _settled:
+            break
+        seen.add((path, here.st_ino))
+        if here.st_dev != above.st_dev or here.st_ino == above.st_ino:  # the root is its own parent
+            break
+        path = os.path.dirname(path)
+        try:
+            sync_directory(path)
+        except StorageError as error:
+            # Who may not read a folder cannot sync it.
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+    _settled.update(seen)
 
 
 def make_new_directory(path: Path) -> None:
@@ -126,26 +157,47 @@ def sync_directory(path: Path) -> bool:
 def remove_tree(path: Path) -> None:
     """Deletes a directory with all that is in it; what is already gone is not an error.
 
-    Symbolic links are removed, never followed.
+    Symbolic links are removed, never followed. However deep it is, nothing here recurses.
     """
-    with translated(path, "delete"):
-        if os.path.islink(path):
-            _forget(path)
-            return
-        try:
-            entries = list(os.scandir(path))
-        except FileNotFoundError:
-            return
-        except NotADirectoryError:
-            _forget(path)
-            return
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
-            else:
-                _forget(entry.path)
-        with contextlib.suppress(FileNotFoundError):
-            system.rmdir(path)
+    waiting: list[tuple[str, bool]] = [(os.fspath(path), False)]  # and whether only the directory is left
+    while waiting:
+        top, emptied = waiting.pop()
+        with translated(top, "delete"):
+            if emptied:
+                with contextlib.suppress(FileNotFoundError):
+                    system.rmdir(top)
+                continue
+            inner = _empty(top)
+            if inner is not None:
+                waiting.append((top, True))
+                waiting += [(directory, False) for directory in reversed(inner)]
+
+
+def _empty(path: str) -> list[str] | None:
+    """Deletes all but directories in a directory, and returns those; None for what is none, which goes too."""
+    if os.path.islink(path):
+        _forget(path)
+        return None
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        _forget(path)
+        return None
+    inner = []
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            inner.append(entry.path)
+        else:
+            _forget(entry.path)
+    return inner
+
+
+def remove_empty_directory(path: Path) -> None:
+    """Deletes a directory that must be empty; one that is already gone is not an error."""
+    with translated(path, "delete"), contextlib.suppress(FileNotFoundError):
+        system.rmdir(path)
 
 
 def remove_file(path: Path) -> None:
@@ -170,24 +222,44 @@ def create_file(path: Path, data: bytes, *, sync: bool = True) -> None:
             _write_all(fd, data)
             if sync:
                 system.fsync(fd)
+        except BaseException:
+            # This call made it, so it may go: a mark that failed would count all the same.
+            with contextlib.suppress(OSError):
+                _forget(path)
+            raise
         finally:
             os.close(fd)
 
 
 def append(path: Path, data: bytes) -> None:
-    """Appends in one call; not synced, since nothing is decided from what is appended."""
+    """Appends in one call; not synced, since nothing is decided from what is appended.
+
+    A last line that a kill cut off is ended first, so that it does not swallow the next. Links are
+    not followed, and a pipe that nobody reads is an error, not a wait.
+    """
     with translated(path, "append to"):
-        fd = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            _write_all(fd, data)
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "it is no regular file")
+            torn = status.st_size and os.pread(fd, 1, status.st_size - 1) != b"\n"
+            _write_all(fd, b"\n" + data if torn else data)
         finally:
             os.close(fd)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
+def _write_all(fd: int, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
     while view:
-        view = view[system.write(fd, view) :]
+        view = view[_moved(system.write(fd, view)) :]
+
+
+def _moved(count: int) -> int:
+    """The bytes that a call wrote. None is no error to the system, and trying for ever is no answer."""
+    if count < 1:
+        raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+    return count
 
 
 def rename(source: Path, target: Path) -> None:
@@ -208,12 +280,26 @@ def point_link(path: Path, target: str, scratch: Path) -> None:
         system.rename(scratch, path)
 
 
-def read_file(path: Path, limit: int) -> bytes:
-    """A regular file's bytes. Links are not followed; more than `limit` bytes is a `FormatError`."""
+def read_file(path: Path, limit: int, *, text: bool = False) -> bytes:
+    """A regular file's bytes. Links are not followed; more than `limit` bytes is a `FormatError`.
+
+    With `text`, so is a zero byte: a file of nothing but a hole costs no memory then.
+    """
     fd = open_for_reading(path)
     try:
         with translated(path, "read"):
             size = os.fstat(fd).st_size
+            pieces: list[bytes] = []
+            done = 0
+            while size <= limit and (piece := os.read(fd, max(1, min(size + 1, 1 << 24)))):
+                if text and b"\0" in piece:
+                    raise FormatError(
+                        f"{os.fspath(path)} is no text: byte {done + piece.index(0):,} is zero.",
+                        path=os.fspath(path),
+                    )
+                pieces.append(piece)
+                done += len(piece)
+                size = max(size, done)  # somebody may be adding to it
             if size > limit:
                 raise FormatError(
                     f"{os.fspath(path)} has {size:,} bytes; such a file has at most {limit:,}.",
@@ -221,12 +307,35 @@ def read_file(path: Path, limit: int) -> bytes:
                     expected=limit,
                     found=size,
                 )
-            pieces = []
-            while piece := os.read(fd, max(1, min(size + 1, 1 << 24))):
-                pieces.append(piece)
             return b"".join(pieces)
     finally:
         os.close(fd)
+
+
+def read_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
+    """The whole lines among the last `limit` bytes of a regular file; those beyond `longest` are left out."""
+    fd = open_for_reading(path)
+    with translated(path, "read"), os.fdopen(fd, "rb") as file:
+        skipping = file.seek(max(0, os.fstat(fd).st_size - limit)) > 0
+        while line := file.readline(longest):
+            ended = line.endswith(b"\n")
+            if ended and not skipping:
+                yield line
+            skipping = not ended
+
+
+def digest_file(path: Path, size: int, digest: Any) -> int:
+    """Updates `digest` with a regular file's bytes, and returns how many; stops after `size` of them and one more."""
+    fd = open_for_reading(path)
+    done = 0
+    try:
+        with translated(path, "read"):
+            while done <= size and (piece := os.read(fd, 1 << 20)):
+                digest.update(piece)
+                done += len(piece)
+    finally:
+        os.close(fd)
+    return done
 
 
 def open_for_reading(path: Path) -> int:
@@ -241,14 +350,24 @@ def open_for_reading(path: Path) -> int:
                 f"{os.fspath(path)} is a symbolic link; a checkpoint holds only regular files.",
                 path=os.fspath(path),
             ) from error
+        if error.errno == errno.ENXIO:
+            raise _no_regular_file(path) from error  # a socket, or a device that is not there
         raise storage_error(error, path, "open") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        with translated(path, "look at"):
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise _no_regular_file(path)
+    except BaseException:
         os.close(fd)
-        raise FormatError(
-            f"{os.fspath(path)} is not a regular file; a checkpoint holds only regular files.",
-            path=os.fspath(path),
-        )
+        raise
     return fd
+
+
+def _no_regular_file(path: Path) -> FormatError:
+    return FormatError(
+        f"{os.fspath(path)} is not a regular file; a checkpoint holds only regular files.",
+        path=os.fspath(path),
+    )
 
 
 class BeatFile:
@@ -271,7 +390,9 @@ class BeatFile:
     def rewrite(self, data: bytes, *, sync: bool = False) -> None:
         """Replaces the content; a reader may see a mixture, so `data` keeps one length."""
         with translated(self.path, "write"):
-            system.pwrite(self._fd, data, 0)
+            done = 0
+            while done < len(data):
+                done += _moved(system.pwrite(self._fd, memoryview(data)[done:], done))
             system.truncate(self._fd, len(data))
             if sync:
                 system.fsync(self._fd)
@@ -301,7 +422,7 @@ class PayloadFile:
     def write(self, data: memoryview, offset: int) -> None:
         with translated(self.path, "write"):
             while data:
-                done = system.pwrite(self._fd, data, offset)
+                done = _moved(system.pwrite(self._fd, data, offset))
                 offset += done
                 data = data[done:]
                 if data and self.direct and done % DIRECT_ALIGNMENT:
@@ -345,10 +466,12 @@ def _try_direct(path: str) -> bool:
     import mmap
 
     try:
-        fd = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
-    except OSError:
+        # A link of that name, which somebody else has put there, is removed and not followed.
         with contextlib.suppress(OSError):
             _forget(path)
+        fd = system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
+    except OSError:
+        remove_file(path)
         return False
     try:
         with mmap.mmap(-1, DIRECT_ALIGNMENT) as page, memoryview(page) as view:
@@ -357,8 +480,8 @@ def _try_direct(path: str) -> bool:
         return False
     finally:
         os.close(fd)
-        with contextlib.suppress(OSError):
-            _forget(path)
+        # One that stayed would be taken for a part of the checkpoint.
+        remove_file(path)
 
 
 _AT_FDCWD = -100
@@ -395,8 +518,7 @@ class StreamFile:
         size = len(view)
         if self.failure is None:
             try:
-                while view:
-                    view = view[system.write(self._fd, view) :]
+                _write_all(self._fd, view)
             except OSError as error:
                 self.failure = error
                 raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from holdfast.errors import printable
+
 logger = logging.getLogger("holdfast")
 
 
@@ -16,7 +18,7 @@ class _Stderr(logging.Handler):
             word = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
             stream = sys.stderr
             if stream is not None:
-                stream.write(f"holdfast: {word}{record.getMessage()}\n")
+                stream.write(f"holdfast: {word}{printable(record.getMessage())}\n")
                 stream.flush()
         except (OSError, ValueError):
             self.handleError(record)

@@ -134,6 +134,8 @@ def _check_target(target: Entry, entries: Sequence[Entry], progress: Callable[[i
 def _rewind(session: Session, path: str) -> Rewound:
     run, entries = session.path, session.entries
     target = next((entry for entry in entries if entry.path == path), None)
+    if target is not None and target.problem is not None:
+        raise target.problem
     if target is None or target.manifest is None:
         raise NotFoundError(
             f"{path} was deleted meanwhile; nothing was changed. Next: holdfast ls {run}",
@@ -141,14 +143,15 @@ def _rewind(session: Session, path: str) -> Rewound:
             candidates=[str(entry.name) for entry in entries],
         )
     revived = target.abandoned
+    if revived:  # first: stopped after the newer ones, the run would stand at an older one, or at none
+        session.lease.check()
+        retention.unmark(run, catalog.ABANDONED, str(target.name))
+        target.abandoned = False
     newer = [entry for entry in entries if entry.sequence > target.sequence and not entry.abandoned]
     for entry in reversed(newer):
         session.lease.check()
         retention.abandon(run, str(entry.name))
         entry.abandoned = True
-    if revived:
-        retention.unmark(run, catalog.ABANDONED, str(target.name))
-        target.abandoned = False
     cleared = session.book.reached is not None and not _complete(target.manifest)
     if cleared:
         session.book.reached = None

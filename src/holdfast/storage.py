@@ -34,6 +34,31 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
+def out_of_files(path: Path) -> bool:
+    """Whether the file system of `path` can hold no more files, however much room it has."""
+    try:
+        room = os.statvfs(path)
+    except OSError:  # asked about a failure, which is what counts
+        return False
+    return room.f_files > 0 and room.f_favail == 0
+
+
+def explain(error: StorageError, path: Path, needed: int, *, out_of_files: bool) -> StorageError:
+    """An error of a write that did not fit, with what was needed and what is free; any other as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "needed" in error.facts:
+        return error
+    try:
+        free = free_bytes(path)
+    except StorageError:
+        return error
+    if out_of_files:
+        why = f"{free:,} are free, but no more files can be made there (`df -i` shows how many there are)"
+    else:
+        why = f"{free:,} are free on that file system now"
+    facts = {**error.facts, "needed": needed, "free": free}
+    return StorageError(f"{error} The checkpoint needs {needed:,} bytes; {why}.", **facts)
+
+
 _OBJECT_STORES = ("s3fs", "gcsfuse", "mountpoint-s3", "goofys", "geesefs", "rclone", "blobfuse", "blobfuse2")
 
 

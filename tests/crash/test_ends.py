@@ -39,10 +39,10 @@ def train(number):
 """
 
 
-def script(path, body, **options):
-    """Runs START and `body` in a process; gives what `subprocess.run` gives."""
+def script(path, body, *, before="", **options):
+    """Runs `before`, START and `body` in a process; gives what `subprocess.run` gives."""
     return subprocess.run(
-        [sys.executable, "-c", START + body, str(path)],
+        [sys.executable, "-c", before + START + body, str(path)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -254,6 +254,54 @@ for number in run.steps(6):
     )
     assert newest(tmp_path / "run") == 4
     assert released(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_repeats_while_the_process_ends(name, tmp_path):
+    """Signals that come again while the process ends, to the very last, leave its exit code alone."""
+    before = f"""
+import atexit, os, signal
+def again():
+    os.kill(os.getpid(), signal.{name})
+atexit.register(again)  # what is registered first is called last
+class Late:
+    "Goes when the modules are taken down, after the interpreter has put signals back."
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{name}):
+        kill(pid, number)
+late = Late()
+"""
+    body = """
+atexit.register(again)
+try:
+    for number in run.steps(6):
+        train(number)
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    again()
+"""
+    done = script(tmp_path / "run", body, before=before)
+    assert done.returncode == 75, done.stderr
+    assert newest(tmp_path / "run") == 4
+
+
+@pytest.mark.parametrize("grace", [60, 0])
+def test_a_process_that_goes_on_after_a_signal(grace, tmp_path):
+    """Who catches `Preempted` and lives on can be ended by the same signal, once the repeats must be over."""
+    body = f"""
+import contextlib, holdfast.signals
+holdfast.signals.GRACE_SECONDS = {grace}
+with contextlib.suppress(holdfast.Preempted):
+    for number in run.steps(6):
+        train(number)
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+    done = script(tmp_path / "run", body)
+    assert done.returncode == (0 if grace else -signal.SIGTERM), done.stderr
+    assert ("alive" in done.stdout) == bool(grace)
 
 
 def test_preempted_and_failed(tmp_path):

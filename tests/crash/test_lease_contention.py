@@ -1,5 +1,6 @@
 """The lease among real processes: killed, stopped, and started at the same instant."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -9,11 +10,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from rivals import contents, rivals, train
 
-from holdfast import files
+import holdfast
+from holdfast import Keep, files
 from holdfast.errors import LeaseError
 from holdfast.store import holder as holder_module
+from holdfast.store import lease as lease_module
+from holdfast.store import watch
+from holdfast.store.holder import encode, myself
 from holdfast.store.lease import Lease, holder_of
 
 HOLD = """
@@ -191,3 +198,133 @@ def test_waiting_processes_take_turns(run):
         generations = [int(line) for line in turns]
     assert len(generations) == 12
     assert generations == sorted(set(generations))
+
+
+# -- trainings ---------------------------------------------------------------------------------
+
+
+def train_and_hold(rival, path, barrier):
+    barrier.wait()
+    run = train(path, rival, 1)
+    rival.tell(pid=os.getpid())
+    rival.hear()
+    run.close()
+
+
+def test_sixteen_trainings_at_once(tmp_path, tried):
+    """Of sixteen trainings one writes; each other is told its pid, host, since when, what to do, with exit code 11."""
+    path = str(tmp_path / "run")
+    barrier = multiprocessing.get_context("fork").Barrier(16)
+    with rivals(*[(train_and_hold, path, barrier)] * 16) as started:
+        told = [rival.hear() for rival in started]
+        (winner,) = [rival for rival, fact in zip(started, told, strict=True) if "saved" in fact]
+        holder = holder_of(path)
+        assert winner.hear() == {"pid": winner.pid}
+        assert holder.pid == winner.pid
+        losers = [rival for rival in started if rival is not winner]
+        assert [rival.end() for rival in losers] == [LeaseError.exit_code] * 15
+        for fact in told:
+            if "error" in fact:
+                assert fact["kind"] == "LeaseError"
+                since = holder.acquired.replace("T", " ").removesuffix("Z")
+                assert f"pid {winner.pid} on {holder.host}, since {since} UTC" in fact["error"]
+                assert "Wait for it (wait=SECONDS), end it, or give this training another" in fact["error"]
+        winner.tell(go=True)
+        assert winner.end() == 0
+    assert leases_and_writing(path) == [f"lease-{holder.generation:06d}"]
+    assert holdfast.open(path).verify() == []
+    tried("schedules", 16)
+
+
+def leases_and_writing(path):
+    return sorted(name for name in os.listdir(path) if name.startswith(("lease-", ".writing-")))
+
+
+def train_a_turn(rival, path, barrier):
+    barrier.wait()
+    train(path, rival, 2, wait=100, keep=Keep(last=None)).close()
+
+
+def test_waiting_trainings_lose_nothing(tmp_path, monkeypatch, tried):
+    """Trainings that wait for one another each continue where the one before ended; no step is lost or done twice."""
+    monkeypatch.setattr(watch, "_POLL_SECONDS", 0.05)
+    path = str(tmp_path / "run")
+    barrier = multiprocessing.get_context("fork").Barrier(6)
+    with rivals(*[(train_a_turn, path, barrier)] * 6) as started:
+        assert [rival.end() for rival in started] == [0] * 6, [rival.hear() for rival in started]
+        turns = sorted((rival.hear()["saved"], rival.hear()["saved"]) for rival in started)
+    assert turns == [(step, step + 1) for step in range(1, 13, 2)]
+    run = holdfast.Run(path)
+    assert [(c.sequence, c.progress.step) for c in run.checkpoints] == [(n, n) for n in range(1, 13)]
+    assert run.latest.load()["state"]["weights"][0] == sum(range(12))
+    tried("schedules", 6)
+
+
+def contend_from_a_place(rival, path, place, barrier):
+    holder_module._boot_id = lambda: place
+    lease_module.BEAT_SECONDS = 0.02
+    barrier.wait()
+    lease = Lease.acquire(path, stale_after=1.5, say=lambda line: None)
+    rival.tell(generation=lease.generation)
+    rival.hear()
+    lease.check()
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_two_who_judge_it_stale(turn, tmp_path, tried):
+    """Of contenders that all watched a silent holder for as long as it takes, one wins; the others see it beat."""
+    path = str(tmp_path)
+    forged = dataclasses.replace(myself(3), boot_id="far", host="node7", pid=4242)
+    files.create_file(os.path.join(path, "lease-000003"), encode(forged))
+    barrier = multiprocessing.get_context("fork").Barrier(4)
+    with rivals(*[(contend_from_a_place, path, f"place{n}", barrier) for n in range(4)]) as started:
+        told = [rival.hear() for rival in started]
+        (winner,) = [rival for rival, fact in zip(started, told, strict=True) if "generation" in fact]
+        assert [rival.end() for rival in started if rival is not winner] == [LeaseError.exit_code] * 3
+        assert all(f"pid {winner.pid} on" in fact["error"] for fact in told if "error" in fact)
+        winner.tell(go=True)
+        assert winner.end() == 0, winner.hear()
+    tried("schedules")
+
+
+def test_deleted_lease_stops_the_next_save(tmp_path):
+    """A training whose lease file somebody deleted saves nothing more."""
+    run = holdfast.Run(tmp_path / "run")
+    run.resume()
+    run.state["x"] = 1
+    run.save(step=1, wait=True)
+    os.unlink(os.path.join(run.path, "lease-000001"))
+    with pytest.raises(LeaseError, match="somebody deleted the file lease-000001"):
+        run.save(step=2, wait=True)
+    assert len(holdfast.Run(run.path).checkpoints) == 1
+    run.close()
+
+
+def test_child_of_a_holder_writes_nothing(tmp_path):
+    """A forked child of a training neither saves, nor publishes, nor releases: the run is as it was."""
+    path = str(tmp_path / "run")
+    run = holdfast.Run(path)
+    run.resume()
+    run.state["x"] = np.zeros(1000)
+    run.save(step=1, wait=True)
+    before = contents(path)
+
+    def child(rival):
+        for act in (lambda: run.save(step=2, wait=True), run.close, run._training.session.lease.check):
+            try:
+                act()
+                rival.tell(done=True)
+            except holdfast.HoldfastError as error:
+                rival.tell(refused=type(error).__name__)
+
+    with rivals((child,)) as (one,):
+        assert [one.hear() for _ in range(3)] == [
+            {"refused": "UsageError"},
+            {"done": True},  # close() in a child has nothing to do
+            {"refused": "LeaseError"},
+        ]
+        assert one.end() == 0
+    assert contents(path) == before
+    run.save(step=2, wait=True)
+    run.close()
+    assert holdfast.open(path).progress.step == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,9 @@ from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import FormatError, HoldfastError, UsageError
 from holdfast.exchange import plain
 from holdfast.log import logger
+from holdfast.state import tree
 from holdfast.state.part import Plan, SavedPart
+from holdfast.store import scratch
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
 _MODELS = ("torch.Module", "torch.Trainable", "mapping")
@@ -112,12 +113,12 @@ def _export_safetensors(checkpoint: Checkpoint, part: str, path: str, *, overwri
             f"it cannot be one safetensors file.",
             path=path,
         )
-    with _beside(path) as scratch:
-        storage.check_space(scratch, planned.total_bytes)
-        save = writer.Save(planned, scratch)
+    with _beside(path) as writing:
+        storage.check_space(writing, planned.total_bytes)
+        save = writer.Save(planned, writing)
         save.start()
         save.wait()
-        _publish(os.path.join(scratch, planned.files[0].name), path, overwrite=overwrite)
+        _publish(os.path.join(writing, planned.files[0].name), path, overwrite=overwrite)
 
 
 def _read_arrays(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
@@ -173,8 +174,8 @@ def _export_torch(checkpoint: Checkpoint, part: str | None, path: str, *, overwr
     import torch
 
     content = _content(checkpoint) if part is None else _value(checkpoint, part)
-    with _beside(path) as scratch:
-        file = os.path.join(scratch, os.path.basename(path))
+    with _beside(path) as writing:
+        file = os.path.join(writing, os.path.basename(path))
         _write(torch, content, file)
         _check_readable(torch, file, path)
         _publish(file, path, overwrite=overwrite)
@@ -217,7 +218,14 @@ def _value(checkpoint: Checkpoint, part: str) -> Any:
 def _converted(saved: SavedPart, value: Any) -> Any:
     _warn_partial(saved)
     if saved.kind == "torch.Optimizer":
-        value = plain.by_number(value)
+        try:
+            value = plain.by_number(value)
+        except tree.WRONG_CONTENT as error:
+            raise FormatError(
+                f"{saved.where}: the part {saved.name!r} is not the state of an optimizer "
+                f"({type(error).__name__}: {error}). Nothing was written.",
+                path=saved.where,
+            ) from error
     return plain.keep_plain(value, saved.name)
 
 
@@ -255,15 +263,16 @@ def _check_readable(torch: Any, file: str, path: str) -> None:
 def _beside(path: str) -> Iterator[str]:
     """A new directory beside `path`, which is gone after the block."""
     parent, base = os.path.split(path)
-    scratch = os.path.join(parent, f".{base}.writing-{uuid.uuid4().hex[:12]}")
-    files.make_new_directory(scratch)
+    scratch.sweep(parent, base)
+    writing = os.path.join(parent, scratch.name_for(base))
+    files.make_new_directory(writing)
     try:
-        yield scratch
+        yield writing
     except BaseException:
         with contextlib.suppress(HoldfastError):  # the failure on its way is the one to tell
-            files.remove_tree(scratch)
+            files.remove_tree(writing)
         raise
-    files.remove_tree(scratch)
+    files.remove_tree(writing)
 
 
 def _publish(file: str, path: str, *, overwrite: bool) -> None:

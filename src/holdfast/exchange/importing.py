@@ -20,6 +20,7 @@ from holdfast.state.part import FLAT, PartState
 from holdfast.store import book, catalog
 
 _NOTE_LIMIT = 2000
+_SAID = 100  # lines on what became what
 
 
 def import_file(
@@ -55,12 +56,17 @@ def import_file(
         name = _publish(session, found, path)
     finally:
         session.close()
-    for line in found.lines:
+    for line in _first(found.lines):
         logger.info("%s", line)
-    for line in found.left_out:
+    for line in _first(found.left_out):
         logger.warning("Left out: %s", line)
     logger.info("Imported %s as %s.", path, os.path.join(target, name))
     return Checkpoint(os.path.join(target, name))
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - _SAID
+    return [*lines[:_SAID], *([f"… and {more:,} more entries."] if more > 0 else [])]
 
 
 def _check_empty(target: str, entries: list[catalog.Entry]) -> None:

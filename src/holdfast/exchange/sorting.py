@@ -25,6 +25,8 @@ _EPOCHS = ("epoch", "epochs", "completed_epochs")
 _STEPS = ("step", "global_step", "iteration", "iter", "steps", "it", "num_updates")
 _PREFIXES = ("module.", "_orig_mod.")
 _LIMIT = 10**17
+_MOST_PARTS = 500
+_MOST_PREFIXES = 8
 
 
 @dataclasses.dataclass(slots=True)
@@ -124,6 +126,12 @@ def _sort_entries(content: dict[Any, Any], found: Sorted) -> None:
 
 
 def _name_parts(waiting: list[tuple[str, Any, str]], found: Sorted) -> None:
+    if len(waiting) > _MOST_PARTS:
+        raise FormatError(
+            f"The file holds {len(waiting):,} models, optimizers and the like; at most {_MOST_PARTS:,} are imported.",
+            expected=_MOST_PARTS,
+            found=len(waiting),
+        )
     # Well-known names first, so that 'state_dict' is the model whatever stands before it.
     known = [(key, value, kind) for key, value, kind in waiting if key in _PART_OF]
     others = [(key, value, kind) for key, value, kind in waiting if key not in _PART_OF]
@@ -246,8 +254,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
 def _strip(value: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Without the prefixes of wrappers, but only those that every name has."""
     cut = ""
-    while True:
+    for _ in range(_MOST_PREFIXES):
         prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in value)), None)
         if prefix is None:
-            return value, f", without the prefix {cut!r} that every name had" if cut else ""
+            break
         value, cut = {key[len(prefix) :]: item for key, item in value.items()}, cut + prefix
+    return value, f", without the prefix {cut!r} that every name had" if cut else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
+import io
 import os
 import re
+import stat
+import struct
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from holdfast import files
@@ -19,17 +20,21 @@ from holdfast.errors import (
     NotFoundError,
     UntrustedError,
 )
+from holdfast.exchange import extent
 from holdfast.format import safetensors
 
 _SAFETENSORS = ".safetensors"
 _HDF5, _ZIP, _LEGACY = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
+# What Python raises over an archive whose lists say what cannot be (RuntimeError: a password).
+_MALFORMED = (EOFError, ValueError, RuntimeError, OverflowError, struct.error)
+_BYTEARRAY = re.compile(rb"c(?:__builtin__|builtins)\nbytearray\n")
 _PICKLED_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
 
 
 def read(path: str, *, trust: bool) -> Any:
     """The content of a torch file, or of a safetensors file (a mapping of names to payload arrays).
 
-    Tensors are mapped from the file where that is possible; do not change it meanwhile.
+    Tensors of torch files are mapped where that is possible; do not change it meanwhile.
 
     Raises:
         NotFoundError: there is no such file.
@@ -60,8 +65,19 @@ def _head(path: str) -> bytes:
         )
     if not os.path.exists(path):
         raise NotFoundError(f"There is no file {path}.", path=path, candidates=[])
-    with files.translated(path, "read"), open(path, "rb") as file:
+    with _opened(path) as file:
         return file.read(512)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[io.BufferedReader]:
+    """A regular file; opening a pipe or a device does not wait for somebody at its other end."""
+    with files.translated(path, "read"):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise FormatError(f"{path} is no regular file; what can be imported is one file.", path=path)
+            yield file
 
 
 def _guess(head: bytes) -> str:
@@ -81,21 +97,41 @@ def _guess(head: bytes) -> str:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    import numpy as np
+    from holdfast.payload.array import LazyArray
 
-    from holdfast.payload.array import HostArray
-
-    with files.translated(path, "read"), open(path, "rb") as file:
+    with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = safetensors.header_size(prefix, size, path)
         entries = safetensors.parse_header(prefix + file.read(length - 8), size, path)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    whole = np.frombuffer(mapped, np.uint8)
+
+    def reads(start: int, stop: int) -> Callable[[], Any]:
+        return lambda: _read_bytes(path, start, stop)
+
     return {
-        name: HostArray(entry.dtype, entry.shape, whole[entry.start : entry.stop])
+        name: LazyArray(entry.dtype, entry.shape, entry.stop - entry.start, reads(entry.start, entry.stop))
         for name, entry in entries.items()
     }
+
+
+def _read_bytes(path: str, start: int, stop: int) -> Any:
+    """An array's bytes, read and not mapped: a file that gets shorter meanwhile is an error, not the end."""
+    import numpy as np
+
+    data = np.empty(stop - start, np.uint8)
+    with _opened(path) as file:
+        file.seek(start)
+        if file.readinto(data.data) != len(data):
+            raise DamagedError(
+                f"{path} became shorter while it was read. Nothing was imported. Next: copy it again.",
+                path=path,
+                file=os.path.basename(path),
+                block=None,
+                arrays=[],
+                expected=stop,
+                found=os.fstat(file.fileno()).st_size,
+            )
+    return data
 
 
 # -- torch files ---------------------------------------------------------------------------
@@ -104,8 +140,17 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 def _check_archive(path: str) -> None:
     """Looks into the ZIP archive, and compares the checksums that torch.load itself does not look at."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+            size = os.fstat(file.fileno()).st_size
             members = archive.infolist()
+            packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+            if packed or sum(member.file_size for member in members) > size:
+                raise FormatError(
+                    f"{path} is a ZIP archive, but torch.save did not make it: "
+                    f"{f'{packed[0].filename} is compressed' if packed else 'its entries are larger than itself'}. "
+                    f"Nothing was unpacked.",
+                    path=path,
+                )
             names = {name.partition("/")[2] for name in archive.namelist()}
             if "data.pkl" not in names:
                 raise FormatError(
@@ -120,7 +165,7 @@ def _check_archive(path: str) -> None:
                     path=path,
                 )
             broken = [member.filename for member in members if not _whole(archive, member)]
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, *_MALFORMED) as error:
         raise FormatError(
             f"{path} begins like a file of torch.save but is cut or damaged: {error}. Next: copy it again.",
             path=path,
@@ -144,9 +189,24 @@ def _whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
         with archive.open(member) as file:
             while file.read(1 << 20):
                 pass
-    except (zipfile.BadZipFile, zlib.error):
+    except (zipfile.BadZipFile, *_MALFORMED):
         return False
     return True
+
+
+def _refuse_bytearrays(path: str) -> None:
+    """Torch's careful reader lets a pickle make a bytearray of any size, and fills it with zeros at once."""
+    window = b""
+    with _opened(path) as file:
+        while piece := file.read(1 << 20):
+            window = window[-64:] + piece
+            if b"bytearray\n" in window and _BYTEARRAY.search(window):
+                raise UntrustedError(
+                    f"{path} makes a bytearray, which may be larger than all memory; nothing was read. Next: if you "
+                    f"trust whoever made it, use trust=True (--trust); or save it again with bytes or a tensor.",
+                    path=path,
+                    names=["builtins.bytearray"],
+                )
 
 
 def _read_torch(path: str, *, trust: bool, archive: bool) -> Any:
@@ -154,9 +214,14 @@ def _read_torch(path: str, *, trust: bool, archive: bool) -> Any:
 
     import torch
 
+    if not trust:
+        _refuse_bytearrays(path)
     try:
         with _harmless(torch):
-            return torch.load(path, map_location="cpu", mmap=archive, weights_only=not trust)
+            content = torch.load(path, map_location="cpu", mmap=archive, weights_only=not trust)
+        if not trust:
+            extent.check(content, path, os.stat(path).st_size)
+        return content
     except pickle.UnpicklingError as error:
         found = _PICKLED_GLOBAL.findall(str(error))
         if trust or not found:
@@ -164,7 +229,9 @@ def _read_torch(path: str, *, trust: bool, archive: bool) -> Any:
         raise _untrusted(path, _code_in(torch, path, archive=archive) or found) from error
     except (AttributeError, ImportError) as error:
         raise _unimportable(path, error) from error
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError) as error:
+    except (
+        RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError, MemoryError, OverflowError, struct.error,
+    ) as error:  # fmt: skip
         raise _unreadable(path, error) from error
 
 

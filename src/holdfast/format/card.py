@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from holdfast.errors import printable
 from holdfast.format.manifest import Manifest
 
 _ROWS = 20
@@ -32,12 +35,12 @@ def _head(manifest: Manifest) -> str:
     where = f"epoch {progress.epoch}, step {progress.step:,}"
     if progress.batch:
         where += f", {progress.batch} batches ({progress.samples:,} samples) into the next epoch"
-    lines = [f"# {manifest.name}", ""]
+    lines = [f"# {_text(manifest.name)}", ""]
     if manifest.note:
-        lines += [_text(manifest.note), ""]
-    lines.append(f"A Holdfast checkpoint, saved {manifest.created} after {where}.")
+        lines += [_paragraph(manifest.note), ""]
+    lines.append(f"A Holdfast checkpoint, saved {_text(manifest.created)} after {where}.")
     if manifest.run:
-        lines.append(f"Run `{manifest.run}`, checkpoint number {manifest.sequence}.")
+        lines.append(f"Run {_code(manifest.run)}, checkpoint number {manifest.sequence}.")
     if manifest.goal is not None:
         reached = progress.epoch if manifest.goal.kind == "epochs" else progress.step
         state = (
@@ -47,11 +50,13 @@ def _head(manifest: Manifest) -> str:
             if reached >= manifest.goal.value
             else "going"
         )
-        lines.append(f"Goal: {manifest.goal.value:,} {manifest.goal.kind} ({state}).")
+        lines.append(f"Goal: {manifest.goal.value:,} {_text(manifest.goal.kind)} ({state}).")
     if manifest.nan:
-        lines.append(f"**NaN or infinity in {', '.join(manifest.nan[:10])}.** Do not use it for evaluation.")
+        marked = _text(", ".join(manifest.nan[:10]))
+        lines.append(f"**NaN or infinity in {marked}.** Do not use it for evaluation.")
     for part, source in (manifest.init or {}).items():
-        lines.append(f"`{part}` started from {_text(str(source.get('reference')))} ({source.get('name')}).")
+        began, name = _text(str(source.get("reference"))), _text(str(source.get("name")))
+        lines.append(f"{_code(part)} started from {began} ({name}).")
     return "\n".join(lines)
 
 
@@ -62,10 +67,16 @@ def _opening(manifest: Manifest) -> str:
         if part.get("kind") in ("torch.Module", "torch.Trainable")
     ]
     first = modules[0] if modules else next(iter(manifest.parts), "state")
-    last = f'checkpoint.restore({{"{first}": net}})' if modules else f'state = checkpoint.load()["{first}"]'
+    # json.dumps: whatever the names are, they stay texts in what somebody copies from here.
+    last = (
+        f"checkpoint.restore({{{json.dumps(first)}: net}})"
+        if modules
+        else f"state = checkpoint.load()[{json.dumps(first)}]"
+    )
+    place = json.dumps(f"path/to/{manifest.name}")
     return (
         "## Open it\n\n```python\nimport holdfast\n"
-        f'checkpoint = holdfast.open("path/to/{manifest.name}")\n{last}\n```\n\n'
+        f"checkpoint = holdfast.open({place})\n{last}\n```\n\n"
         "Without Holdfast: each `.safetensors` file opens with the `safetensors` library. "
         "Check it: `holdfast verify` on this folder."
     )
@@ -74,11 +85,12 @@ def _opening(manifest: Manifest) -> str:
 def _metrics(manifest: Manifest) -> str:
     lines = []
     if manifest.metrics:
-        lines += [f"- {name}: {number(value)}" for name, value in manifest.metrics.items()]
+        lines += [f"- {_paragraph(name)}: {_text(number(value))}" for name, value in manifest.metrics.items()]
     if manifest.best:
         best = manifest.best
         lines.append(
-            f"- best {best['metric']} ({best['mode']}) so far: {number(best['value'])} in `{best['name']}`"
+            f"- best {_text(str(best['metric']))} ({_text(str(best['mode']))}) so far: "
+            f"{_text(number(best['value']))} in {_code(str(best['name']))}"
         )
     rows = manifest.history
     if rows:
@@ -86,9 +98,11 @@ def _metrics(manifest: Manifest) -> str:
         columns = list(dict.fromkeys(key for row in shown for key in row))
         if lines:
             lines.append("")
-        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("| " + " | ".join(map(_text, columns)) + " |")
         lines.append("|" + " --: |" * len(columns))
-        lines += ["| " + " | ".join(number(row.get(column)) for column in columns) + " |" for row in shown]
+        lines += [
+            "| " + " | ".join(_text(number(row.get(column))) for column in columns) + " |" for row in shown
+        ]
         if len(shown) < len(rows):
             lines.append(f"\n{len(shown)} of the last {len(rows)} rows; all are in `checkpoint.json`.")
     return "## Metrics\n\n" + "\n".join(lines) if lines else ""
@@ -105,8 +119,8 @@ def _parts(manifest: Manifest) -> str:
     lines = ["## Parts", "", "| part | kind | arrays | bytes |", "| :-- | :-- | --: | --: |"]
     for name, part in manifest.parts.items():
         outline = part.get("outline") or {}
-        kind = outline.get("class") or part.get("kind", "")
-        lines.append(f"| {name} | {kind} | {part.get('arrays', 0):,} | {part.get('bytes', 0):,} |")
+        kind = _text(str(outline.get("class") or part.get("kind", "")))
+        lines.append(f"| {_text(name)} | {kind} | {part.get('arrays', 0):,} | {part.get('bytes', 0):,} |")
     return "\n".join(lines)
 
 
@@ -119,14 +133,17 @@ def _architecture(manifest: Manifest) -> str:
         layers = outline["layers"]
         lines = [
             (
-                f"`{name}` is a `{outline['class']}` with {outline['parameters']:,} parameters, "
+                f"{_code(name)} is a {_code(str(outline['class']))} with {outline['parameters']:,} parameters, "
                 f"{outline['trainable']:,} of them trainable."
             ),
             "",
             "| layer | type | parameters |",
             "| :-- | :-- | --: |",
         ]
-        lines += [f"| {layer} | {_text(kind)} | {count:,} |" for layer, kind, count in layers[:_LAYERS]]
+        lines += [
+            f"| {_text(str(layer))} | {_text(str(kind))} | {count:,} |"
+            for layer, kind, count in layers[:_LAYERS]
+        ]
         more = max(0, len(layers) - _LAYERS) + outline.get("more_layers", 0)
         if more:
             lines.append(f"\n… and {more} more layers.")
@@ -138,7 +155,7 @@ def _data(manifest: Manifest) -> str:
     if not manifest.loader:
         return ""
     facts = [
-        f"- {key.replace('_', ' ')}: {_text(str(plain(value)))}"
+        f"- {_paragraph(key.replace('_', ' '))}: {_text(str(plain(value)))}"
         for key, value in manifest.loader.items()
         if value not in (None, "")
     ]
@@ -150,10 +167,15 @@ def _hyperparameters(manifest: Manifest) -> str:
     for part, options in (manifest.declared or {}).items():
         # None is torch's word for "not chosen"; checkpoint.json has it all.
         given = {name: value for name, value in options.items() if value is not None}
-        lines += [f"- {part}.{name}: {_text(str(plain(value)))}" for name, value in given.items()]
+        lines += [
+            f"- {_paragraph(part)}.{_text(str(name))}: {_text(str(plain(value)))}"
+            for name, value in given.items()
+        ]
     config = manifest.config
     if isinstance(config, dict):
-        lines += [f"- config.{name}: {_text(str(plain(value)))}" for name, value in config.items()]
+        lines += [
+            f"- config.{_text(str(name))}: {_text(str(plain(value)))}" for name, value in config.items()
+        ]
     return "## Hyperparameters\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -161,7 +183,7 @@ def _environment(manifest: Manifest) -> str:
     facts = plain(manifest.environment)
     if not isinstance(facts, dict) or not facts:
         return ""
-    lines = [f"- {name}: {_text(_fact(value))}" for name, value in facts.items()]
+    lines = [f"- {_paragraph(str(name))}: {_text(_fact(value))}" for name, value in facts.items()]
     return "## Environment\n\n" + "\n".join(lines)
 
 
@@ -190,5 +212,22 @@ def number(value: Any) -> str:
     return str(value)
 
 
+# What Markdown could take for more than text: code, emphasis, HTML, entities, tables, links, images.
+_MARKUP = re.compile(r"[\\`*<>|&~]|\](?=\()|!(?=\[)|(?<!\w)_|_(?!\w)|_(?=_)|(?<=_)_")
+# What begins a block at the start of a line: headings, lists, rules, definitions of links.
+_BLOCK = re.compile(r"\A(\d*)([#+=\[-]|[.)](?=\s|\Z))")
+
+
 def _text(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Text as text: on one line, without control characters, and without a meaning in Markdown."""
+    return _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
+def _paragraph(text: str) -> str:
+    """`_text` that begins a line."""
+    return _BLOCK.sub(r"\1\\\2", _text(text))
+
+
+def _code(text: str) -> str:
+    """Text between backticks."""
+    return f"`{printable(' '.join(text.split())).replace('`', chr(39)).replace('|', ' ') or ' '}`"

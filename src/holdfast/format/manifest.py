@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.errors import FormatError
+from holdfast.errors import FormatError, UsageError
 from holdfast.format import dtypes, names, sealed
 
 CHECKPOINT_FILE = "checkpoint.json"
@@ -20,14 +21,18 @@ CARD_FILE = "README.md"
 VERSION = (1, 0)
 CHECKPOINT_LIMIT = 64 * 1024
 CONFIG_LIMIT = 32 * 1024
+NOTE_LIMIT = 16 * 1024
 HISTORY_ROWS = 100
 MAX_MARKS = 100
 # What a reader takes: larger is refused before it is read into memory.
 READ_LIMIT_CHECKPOINT = 16 << 20
-READ_LIMIT_ARRAYS = 4 << 30
+READ_LIMIT_ARRAYS = 1 << 30
 
 _MAX_SIZE = 2**63 - 1
 _MAX_AXES = 64
+_BLOCK_SIZES = (4096, 1 << 30)  # smaller ones would make a file of damage an endless list
+_MAX_DIVIDED = 8  # axes along which an array is cut into chunks
+_MAX_CORNERS = 1 << 18
 _DIGEST = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -80,7 +85,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     nan: list[str] = []
     note: str = ""
     config: Any = None
-    init: Any = None
+    init: dict[str, dict[str, Any]] | None = None
     declared: dict[str, dict[str, Any]] | None = None
     fresh: dict[str, Any] = {}
     loader: dict[str, Any] | None = None
@@ -157,7 +162,17 @@ def encode_manifest(manifest: Manifest) -> bytes:
     for part in content["parts"].values():
         outline = part.get("outline", {})
         outline["more_layers"] = outline.get("more_layers", 0) + len(outline.pop("layers", []))
-    return sealed.encode(content)
+    data = sealed.encode(content)
+    if len(data) > READ_LIMIT_CHECKPOINT:
+        sizes = {key: len(sealed.dump(value)) for key, value in content.items()}
+        largest = max(sizes, key=sizes.__getitem__)
+        raise UsageError(
+            f"{CHECKPOINT_FILE} would have {len(data):,} bytes, {sizes[largest]:,} of them in {largest!r}; a reader takes "
+            f"{READ_LIMIT_CHECKPOINT:,}. Nothing was saved. Next: keep what is large in run.state.",
+            expected=READ_LIMIT_CHECKPOINT,
+            found=len(data),
+        )
+    return data
 
 
 def decode_manifest(data: bytes, path: str) -> Manifest:
@@ -179,7 +194,15 @@ def encode_arrays(arrays: Arrays) -> bytes:
     content = {field: getattr(arrays, field) for field in arrays.__struct_fields__}
     content["files"] = msgspec.to_builtins(arrays.files)
     content["parts"] = _encode_parts(arrays.parts)
-    return sealed.encode(content)
+    data = sealed.encode(content)
+    if len(data) > READ_LIMIT_ARRAYS:
+        raise UsageError(
+            f"{ARRAYS_FILE} would have {len(data):,} bytes; a reader takes {READ_LIMIT_ARRAYS:,}. Nothing was saved. "
+            f"Next: keep many small numbers in a few arrays.",
+            expected=READ_LIMIT_ARRAYS,
+            found=len(data),
+        )
+    return data
 
 
 def _encode_parts(parts: dict[str, Part]) -> Any:
@@ -206,7 +229,7 @@ def decode_arrays(data: bytes, path: str) -> Arrays:
         content = sealed.decode(data, path)
         check_version(content, "holdfast-arrays", path)
         arrays = _convert(content, Arrays, path)
-    if arrays.block_size <= 0 or arrays.block_size > 1 << 30:
+    if not _BLOCK_SIZES[0] <= arrays.block_size <= _BLOCK_SIZES[1]:
         raise FormatError(f"{path} gives a block size of {arrays.block_size:,} bytes.", path=path)
     for name, record in arrays.files.items():
         names.check_file_name(name, path)
@@ -221,10 +244,27 @@ def decode_arrays(data: bytes, path: str) -> Arrays:
                 expected=expected,
                 found=len(record.blocks),
             )
+    claimed = 0
     for part_name, part in arrays.parts.items():
         for name, entry in part.arrays.items():
-            _check_entry(entry, arrays, f"{part_name}/{name}", path)
+            claimed += _check_entry(entry, arrays, f"{part_name}/{name}", path)
+    _check_claims(arrays, claimed, path)
     return arrays
+
+
+def _check_claims(arrays: Arrays, claimed: int, path: str) -> None:
+    """Refuses arrays that take more memory than their files have: the same bytes, read again and again."""
+    held = sum(record.size for record in arrays.files.values())
+    if claimed > held:  # aliases are one array; who has none is spared the look at each
+        entries = {entry for part in arrays.parts.values() for entry in part.arrays.values()}
+        claimed = sum(_reach(entry.dtype, entry.shape)[1] for entry in entries)
+    if claimed > held:
+        raise FormatError(
+            f"{path}: its arrays have {claimed:,} bytes, and its files {held:,}: different arrays share their bytes.",
+            path=path,
+            expected=held,
+            found=claimed,
+        )
 
 
 def _decode_own(data: bytes, path: str) -> Arrays | None:
@@ -245,7 +285,8 @@ def _decode_own(data: bytes, path: str) -> Arrays | None:
 _decoder = msgspec.json.Decoder(Arrays)
 
 
-def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> None:
+def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> int:
+    """Checks that an array can be what is said of it; returns its bytes."""
     whole, covered = _array_bytes(entry.dtype, entry.shape, label, path), 0
     for chunk in entry.chunks:
         record = arrays.files.get(chunk.file)
@@ -276,6 +317,30 @@ def _check_entry(entry: ArrayEntry, arrays: Arrays, label: str, path: str) -> No
             expected=whole,
             found=covered,
         )
+    if len(entry.chunks) > 1 and not _covers(entry.chunks, entry.shape):
+        raise FormatError(
+            f"{path}: the chunks of the array {label} overlap, and leave a part of it out.", path=path
+        )
+    return whole
+
+
+def _covers(chunks: Sequence[Chunk], whole: Sequence[int]) -> bool:
+    """Whether chunks that lie inside an array, and are together as large, cover all of it.
+
+    They do if their corners, those that come twice struck out, are the corners of the array: every
+    element then lies in an odd number of chunks, so in one at least, and so in no more than one.
+    """
+    pieces = [(chunk.offset, chunk.shape) for chunk in chunks if chunk.bytes[0] < chunk.bytes[1]]
+    boxes = [(offset, shape) for offset, shape in pieces if offset is not None and shape is not None]
+    if len(pieces) < 2 or len(boxes) < len(pieces):
+        return len(pieces) < 2
+    axes = [axis for axis, extent in enumerate(whole) if any(shape[axis] != extent for _, shape in boxes)]
+    if len(axes) > _MAX_DIVIDED or len(boxes) << len(axes) > max(_MAX_CORNERS, 8 * len(boxes)):
+        return False
+    corners: set[tuple[int, ...]] = set()
+    for offset, shape in [*boxes, ((0,) * len(whole), tuple(whole))]:
+        corners ^= set(product(*((offset[axis], offset[axis] + shape[axis]) for axis in axes)))
+    return not corners
 
 
 def _inside(chunk: Chunk, whole: Sequence[int]) -> bool:
@@ -345,7 +410,7 @@ _T = TypeVar("_T")
 def _convert(content: dict[str, Any], kind: type[_T], path: str) -> _T:
     try:
         return msgspec.convert(content, kind, strict=True)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of text with half a character
         raise FormatError(f"{path} is not as the format says: {error}.", path=path) from error
 
 

@@ -10,9 +10,11 @@ from holdfast.errors import FormatError, UsageError
 
 RESERVED_PARTS = frozenset({"state", "random", "grads", "probe"})
 
-_PART = re.compile(r"[a-z][a-z0-9_]*\Z")
+_PART = re.compile(r"[a-z][a-z0-9_]{0,99}\Z")  # with room for the rest of a file's name
 _LONGEST = 200
+LAST_SEQUENCE = 10**18 - 1
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_OWN = frozenset({"checkpoint.json", "arrays.json", "README.md"})
 _CHECKPOINT = re.compile(
     r"(?P<sequence>\d{6,18})_epoch-(?P<epoch>\d{4,18})_step-(?P<step>\d{8,18})_(?P<time>\d{8}T\d{6}Z)\Z",
     re.ASCII,  # else other alphabets' digits are digits
@@ -38,7 +40,7 @@ class CheckpointName:
 
 
 def parse_checkpoint_name(name: str) -> CheckpointName | None:
-    """The parts of a checkpoint's name, or None when it is not one."""
+    """The parts of a checkpoint's name, or None when it is not one, or has zeros that nobody writes."""
     found = _CHECKPOINT.match(name)
     if found is None:
         return None
@@ -46,15 +48,17 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
         created = datetime.datetime.fromisoformat(found["time"])
     except ValueError:
         return None
-    return CheckpointName(int(found["sequence"]), int(found["epoch"]), int(found["step"]), created)
+    parsed = CheckpointName(int(found["sequence"]), int(found["epoch"]), int(found["step"]), created)
+    # One checkpoint, one name: `0000012_…` would be taken for `000012_…`, and that be deleted for it.
+    return parsed if str(parsed) == name else None
 
 
 def check_part_name(name: object) -> str:
     """A part name as given, or a `UsageError` that says what such a name looks like."""
     if not isinstance(name, str) or not _PART.match(name):
         raise UsageError(
-            f"{name!r} cannot name a part: a name is a lower-case letter followed by lower-case letters, "
-            f"digits and underscores, like 'model' or 'optimizer_d'.",
+            f"{_cut(repr(name))} cannot name a part: a name is a lower-case letter followed by at most 99 lower-case "
+            f"letters, digits and underscores, like 'model' or 'optimizer_d'.",
             found=name,
         )
     if name in RESERVED_PARTS:
@@ -65,9 +69,29 @@ def check_part_name(name: object) -> str:
     return name
 
 
+def check_extra_name(name: object) -> str:
+    """The name of a further small file as given, or a `UsageError` where no reader would take it."""
+    if not isinstance(name, str) or not _is_file_name(name) or name.endswith(".safetensors") or name in _OWN:
+        raise UsageError(
+            f"extra={{{_cut(repr(name))}: …}}: a further file has a plain name of letters, digits, dots, underscores and "
+            f"hyphens, at most {_LONGEST} of them, like 'notes.txt'; it does not end in .safetensors and is none of "
+            f"{', '.join(sorted(_OWN))}.",
+            found=name,
+        )
+    return name
+
+
+def _is_file_name(name: str) -> bool:
+    return bool(_FILE.match(name)) and ".." not in name and len(name) <= _LONGEST
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
 def check_file_name(name: str, where: str) -> str:
     """A plain file name as found in a manifest, or a `FormatError`: nothing may point outside."""
-    if not _FILE.match(name) or ".." in name or len(name) > _LONGEST:
+    if not _is_file_name(name):
         raise FormatError(
             f"{where} names the file {name[:100]!r}; files of a checkpoint are plain names inside its folder. "
             f"Nothing was read from there.",
@@ -103,6 +127,8 @@ def parse_reference(text: str) -> Reference:
 
     An ``@`` that is not followed by one of these belongs to the path.
     """
+    if "\0" in text:
+        raise UsageError(f"The reference {text!r} holds a zero byte, which no path does.", found=text)
     place, at, selector = text.rpartition("@")
     if not at:
         return Reference(text)

@@ -7,6 +7,7 @@ without a hole. We pad the JSON with spaces, so that the data starts at a multip
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -180,6 +181,9 @@ def _entry(name: str, value: Any, base: int, path: str) -> Entry:
             offsets[1] - offsets[0],
             size,
         )
+    reach = dtypes.item_size(dtype) * math.prod(extent for extent in shape if extent)
+    if reach > _MAX_SIZE:  # [0, 2^62] has no bytes, and is still no array that anybody could make
+        _refuse(path, f"gives its array {name!r} the shape {shape}, which would have {reach:,} bytes", shape)
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 

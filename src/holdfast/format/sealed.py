@@ -60,12 +60,14 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
 
 def check_digest(data: bytes, path: str) -> None:
     """Compares the digest in the last line, as bytes; `DamagedError` when it is not that of the others."""
+    directory, _, file = path.rpartition("/")
     body, line = data[:-_LINE_LENGTH], data[-_LINE_LENGTH:]
     if len(line) < _LINE_LENGTH or not line.startswith(b'"xxh3-128":"') or not line.endswith(b'"}\n'):
         raise DamagedError(
             f"{path} is truncated or was changed: its last line is not its digest. "
             f"Next: holdfast verify on the checkpoint, or use an older one.",
-            file=path,
+            path=directory,
+            file=file,
             block=None,
             arrays=[],
             expected='a last line "xxh3-128":"…"}',
@@ -76,7 +78,8 @@ def check_digest(data: bytes, path: str) -> None:
         raise DamagedError(
             f"{path} is damaged: its digest is {found}, and {expected} was written. "
             f"Next: holdfast verify on the checkpoint, or use an older one.",
-            file=path,
+            path=directory,
+            file=file,
             block=None,
             arrays=[],
             expected=expected,

@@ -83,7 +83,7 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
     if dtype.startswith("numpy:"):
         try:
             found = np.dtype(dtype.removeprefix("numpy:"))
-        except (TypeError, ValueError, SyntaxError) as error:
+        except (TypeError, ValueError, SyntaxError, OverflowError) as error:
             raise FormatError(f"{dtype!r} is no NumPy dtype.", found=dtype) from error
         if found.hasobject:
             raise FormatError(f"{dtype!r} holds Python objects, which no checkpoint does.", found=dtype)
@@ -113,11 +113,7 @@ def special(value: Any) -> tuple[str, Any] | None:
 def revive(tag: str, value: Any) -> Any:
     """The value of a tag that `special` made."""
     if tag == "numpy.scalar":
-        dtype = np.dtype(value[0])
-        if dtype.hasobject:
-            raise FormatError(
-                "A NumPy scalar of Python objects cannot come from a checkpoint.", found=value[0]
-            )
+        dtype = _named_dtype(value[0])
         raw = bytes.fromhex(value[1])
         # Texts and bytes by hand: an array would cut zeros off their end, and holds none of no length.
         if dtype.kind == "S":
@@ -127,7 +123,7 @@ def revive(tag: str, value: Any) -> Any:
             return np.str_(raw[: dtype.itemsize].decode(f"utf-32-{order}", "surrogatepass"))
         return np.frombuffer(raw, dtype)[0]
     if tag == "numpy.dtype":
-        return np.dtype(value)
+        return _named_dtype(value)
     if tag == "numpy.Generator":
         name = value["bit_generator"]
         kind = getattr(np.random, name, None) if name in _BIT_GENERATORS else None
@@ -137,6 +133,13 @@ def revive(tag: str, value: Any) -> Any:
         set_generator_state(generator, value)
         return generator
     raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+
+
+def _named_dtype(text: str) -> np.dtype[Any]:
+    """A dtype by its `str`: one kind and one size. NumPy's own reading takes lists of fields, too."""
+    name = f"{dtypes.NUMPY_PREFIX}{text}"
+    dtypes.item_size(name)
+    return numpy_dtype(name)
 
 
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
@@ -153,7 +156,7 @@ def set_generator_state(generator: Any, state: dict[str, Any]) -> None:
         raise UsageError(
             f"The saved generator is a {found}, this one a {own}; build it as before.", found=own
         )
-    generator.bit_generator.state = _arrays(state)
+    generator.bit_generator.state = _checked(_arrays(state))
 
 
 def _plain(value: Any) -> Any:
@@ -166,10 +169,28 @@ def _plain(value: Any) -> Any:
 
 def _arrays(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"dtype", "data"}:
-        return np.frombuffer(bytes.fromhex(value["data"]), np.dtype(value["dtype"])).copy()
+        return np.frombuffer(bytes.fromhex(value["data"]), _named_dtype(value["dtype"])).copy()
     if isinstance(value, dict):
         return {key: _arrays(item) for key, item in value.items()}
     return value
+
+
+# NumPy takes any number for these and reads its memory there at the next draw.
+_PLACES = {"pos": 624, "buffer_pos": 4}
+
+
+def _checked(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a bit generator, if its places lie inside their buffers."""
+    for name, most in _PLACES.items():
+        for holder in (state, state["state"]):
+            place = holder.get(name, 0)
+            if type(place) is not int or not 0 <= place <= most:
+                raise FormatError(
+                    f"The saved state of a NumPy generator has {name} = {place!r}; expected is 0 to {most}.",
+                    expected=most,
+                    found=place,
+                )
+    return state
 
 
 def python_state(generator: random.Random | Any = random) -> dict[str, Any]:
@@ -189,7 +210,7 @@ def global_state(stream: Any = np.random) -> dict[str, Any]:
 
 
 def set_global_state(state: dict[str, Any], stream: Any = np.random) -> None:
-    stream.set_state(_arrays(state))
+    stream.set_state(_checked(_arrays(state)))
 
 
 def environment() -> dict[str, Any]:

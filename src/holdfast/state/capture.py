@@ -88,6 +88,7 @@ def plan_restore(
             adapters.edge(kind.partition(".")[0]).plan_restore(thing, kind, part, plan, peers, keep=keep)
     elif kind in ("random.Random", "numpy.Generator"):
         _check_kind(part, kind)
+        _set_generator(_another(thing), kind, part)  # tried before anything live is touched
         plan.after(lambda: _set_generator(thing, kind, part))
     elif kind == "object":
         finish = plan.value(part)
@@ -104,6 +105,12 @@ def plan_restore(
             f"returned by restore() and load().",
             found=type(thing).__name__,
         )
+
+
+def _another(generator: Any) -> Any:
+    if isinstance(generator, random.Random):
+        return random.Random()  # noqa: S311 (no secret is drawn from it)
+    return type(generator)(type(generator.bit_generator)())
 
 
 def _set_generator(thing: Any, kind: str, part: SavedPart) -> None:

@@ -9,6 +9,8 @@ import datetime
 import functools
 import operator
 import sys
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import FormatError
@@ -24,9 +26,17 @@ def loaded_class(name: str) -> Any:
     module, _, qualname = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        # vars, not getattr: a lookup must not run a module's or a descriptor's code
-        found = vars(found).get(part) if found is not None and hasattr(found, "__dict__") else None
+        # Past __getattr__ and __getattribute__: a lookup must not run a module's or a descriptor's
+        # code, nor load a module that was put off until its first use.
+        found = _names_of(found).get(part)
     return found
+
+
+def _names_of(found: Any) -> Mapping[str, Any]:
+    kind = type(found)  # isinstance would ask the module for its __class__
+    if issubclass(kind, type):
+        return type.__dict__["__dict__"].__get__(found)  # type: ignore[no-any-return]
+    return object.__getattribute__(found, "__dict__") if issubclass(kind, types.ModuleType) else {}
 
 
 def combined_flags(kind: Any, name: str | None, value: Any) -> Any:
@@ -76,7 +86,7 @@ def decode_time(tag: str, content: Any) -> Any:
             return kind.fromisoformat(text).replace(fold=fold)
         try:
             zone: datetime.tzinfo = zoneinfo.ZoneInfo(key)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
             raise FormatError(f"The time zone {key!r} is not known here.", found=key) from error
         return kind.fromisoformat(text).replace(tzinfo=zone, fold=fold)
     return kind.fromisoformat(content)

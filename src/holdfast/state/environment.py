@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from holdfast.state import adapters
@@ -35,7 +37,7 @@ def gather() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "host": platform.node(),
         "pid": os.getpid(),
-        "command": shlex.join([os.path.basename(sys.executable or "python"), *sys.argv]),
+        "command": shlex.join([os.path.basename(sys.executable or "python"), *without_secrets(sys.argv)]),
         "directory": os.getcwd(),
     }
     with contextlib.suppress(Exception):  # no passwd entry in a container: a fact left out, not an error
@@ -55,6 +57,35 @@ def gather() -> dict[str, Any]:
     return found
 
 
+# --max-tokens and --eos-token are no secrets.
+_SECRET = re.compile(
+    r"(?i)--?(?:[\w-]*[-_])?(?:(?:api|access|secret)[-_]?key|secret|password|passwd|credentials?|"
+    r"(?<!pad[-_])(?<!eos[-_])(?<!bos[-_])(?<!unk[-_])(?<!sep[-_])(?<!cls[-_])(?<!mask[-_])token)"
+)
+_LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+
+
+def without_secrets(arguments: Iterable[str]) -> list[str]:
+    """Command-line arguments as a checkpoint, which may be handed on, shows them.
+
+    Hidden are the values of options that are called a key, a token, a secret or a password, and
+    the user and password in a URL.
+    """
+    shown: list[str] = []
+    hide = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret = _SECRET.fullmatch(name) is not None
+        if hide and not argument.startswith("--"):
+            shown.append("***")
+        elif secret and equals:
+            shown.append(f"{name}=***")
+        else:
+            shown.append(_LOGIN.sub("***", argument))
+        hide = secret and not equals
+    return shown
+
+
 def _git() -> dict[str, Any] | None:
     script = os.path.abspath(sys.argv[0]) if sys.argv and sys.argv[0] else os.getcwd()
     directory = script if os.path.isdir(script) else os.path.dirname(script)
@@ -62,7 +93,8 @@ def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str | None:
         try:
             done = subprocess.run(  # noqa: S603 (a fixed command)
-                ["git", "-C", directory, *words],  # noqa: S607 (the user's own git)
+                # A repository's own settings may name a program to run at each status.
+                ["git", "-c", "core.fsmonitor=false", "-C", directory, *words],  # noqa: S607 (the user's own git)
                 capture_output=True,
                 text=True,
                 timeout=5,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.errors import FormatError, MismatchError, nearest
+from holdfast.errors import FormatError, HoldfastError, MismatchError, StorageError, nearest
+from holdfast.format import dtypes
 from holdfast.format.manifest import ArrayEntry, Chunk, Part
 from holdfast.state import adapters, tree
 
@@ -191,7 +193,12 @@ class Plan:
         found: Callable[[], Any] | None = self._allocated.get(key)
         if found is not None:
             return found
-        allocation = adapters.edge(framework).allocate(entry.dtype, entry.shape)
+        try:
+            allocation = adapters.edge(framework).allocate(entry.dtype, entry.shape)
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if isinstance(error, HoldfastError):
+                raise
+            raise _no_room(part, name, framework, error) from error
         self._read(part, entry, f"{part.name}/{name}", allocation.bytes)
         finish: Callable[[], Any] = allocation.finish
         if allocation.bytes.nbytes:  # arrays without bytes share a place and are not one
@@ -240,6 +247,20 @@ class Plan:
             move()
         for step in self._finishes:
             step()
+
+
+def _no_room(part: SavedPart, name: str, framework: str, error: Exception) -> StorageError:
+    entry = part.entry(name)
+    size = dtypes.byte_count(entry.dtype, entry.shape)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return StorageError(
+        f"{part.where}: {framework} cannot make the array {part.name}/{name}, {entry.dtype} {list(entry.shape)}, of "
+        f"{size:,} bytes: {reason}. Next: load fewer parts, or on a machine with more memory.",
+        errno=errno.ENOMEM,
+        path=part.where,
+        operation="allocate",
+        needed=size,
+    )
 
 
 def _available(framework: str) -> str:

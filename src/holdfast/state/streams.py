@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from holdfast.errors import UsageError
-from holdfast.state import adapters
+from holdfast.errors import FormatError, HoldfastError, UsageError
+from holdfast.state import adapters, tree
 
 
 def capture() -> dict[str, Any]:
@@ -27,12 +28,26 @@ def restore(value: Mapping[str, Any]) -> None:
     """Sets the global streams to captured ones; streams of frameworks not in use here are left out."""
     from holdfast.state import arrays
 
-    arrays.set_python_state(value["python"])
-    if "numpy" in value:
-        arrays.set_global_state(value["numpy"])
-    for name, edge in adapters.loaded_edges():
-        if name in value:
-            edge.set_streams(value[name])
+    with _setting():
+        arrays.set_python_state(value["python"])
+        if "numpy" in value:
+            arrays.set_global_state(value["numpy"])
+        for name, edge in adapters.loaded_edges():
+            if name in value:
+                edge.set_streams(value[name])
+
+
+@contextlib.contextmanager
+def _setting() -> Iterator[None]:
+    """Turns what Python raises over a state that is none into a `FormatError`."""
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except tree.WRONG_CONTENT as error:
+        raise FormatError(
+            f"the random streams that it holds cannot be set here ({type(error).__name__}: {error})."
+        ) from error
 
 
 def seed(number: Any) -> None:
@@ -117,11 +132,15 @@ def restore_generators(generators: Mapping[str, Any], states: Mapping[str, Any])
         saved = states.get(path)
         if saved is None:
             continue
-        if saved["kind"] == "python":
-            arrays.set_python_state(saved["state"], generator)
-        elif saved["kind"] == "numpy.RandomState":
-            arrays.set_global_state(saved["state"], generator)
-        elif saved["kind"] == "numpy":
-            arrays.set_generator_state(generator, saved["state"])
-        else:
-            adapters.edge(saved["kind"]).set_generator_state(generator, saved["state"])
+        with _setting():
+            framework = adapters.home_framework(type(generator))
+            if saved["kind"] == "python":
+                arrays.set_python_state(saved["state"], generator)
+            elif saved["kind"] == "numpy.RandomState":
+                arrays.set_global_state(saved["state"], generator)
+            elif saved["kind"] == "numpy":
+                arrays.set_generator_state(generator, saved["state"])
+            elif saved["kind"] == framework:  # by the generator's own home, not by what a checkpoint names
+                adapters.edge(framework).set_generator_state(generator, saved["state"])
+            else:
+                raise ValueError(f"a {type(generator).__name__} has no state of the kind {saved['kind']!r}")

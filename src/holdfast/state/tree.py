@@ -40,6 +40,7 @@ MAX_VALUE_DEPTH = (MAX_DEPTH - 6) // 2
 
 _FACTORIES: dict[str, Any] = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str}
 _ARRAY_TAGS = ("torch", "numpy", "jax")
+_LISTED = {"tuple", "set", "frozenset", "slice", "deque", "namedtuple", "range", "torch.Size", "numpy.scalar"}
 _BIG = 1 << 63
 _DECIMAL_BITS = 4096
 
@@ -279,6 +280,12 @@ def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf
             counter.update(dict(pairs))
             return counter
         return dict(pairs) if tag == "dict" else collections.OrderedDict(pairs)
+    if tag in _LISTED and type(content) is not list:  # a range in its place would become all of its numbers
+        raise FormatError(
+            f"{where}: a value tagged {tag!r} is not what that tag holds: expected a list, found a "
+            f"{type(content).__name__}.",
+            found=tag,
+        )
     if tag == "range":
         start, stop, step = decode(content, leaf, where)
         return range(start, stop, step)

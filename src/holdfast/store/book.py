@@ -19,6 +19,7 @@ from holdfast.format.manifest import VERSION, check_version
 
 RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
 _LIMIT = 4 << 20
+_EVENTS_LIMIT, _LINE_LIMIT = 64 << 20, 1 << 20
 
 
 class RunBook(msgspec.Struct, kw_only=True):
@@ -59,7 +60,7 @@ def read_run(run: str) -> RunBook:
     check_version(content, "holdfast-run", path)
     try:
         return msgspec.convert(content, RunBook, strict=True)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter of text with half a character
         raise FormatError(f"{path} is not as the format says: {error}.", path=path) from error
 
 
@@ -91,19 +92,21 @@ def note_events(run: str, events: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_events(run: str) -> list[dict[str, Any]]:
-    """The events so far, oldest first; lines that are not whole JSON objects are left out."""
+    """The events so far, oldest first; of a very long history the last ones.
+
+    Lines that are not whole JSON objects are left out.
+    """
+    events = []
     try:
-        data = files.read_file(os.path.join(run, HISTORY_FILE), 1 << 30)
+        for line in files.read_lines(os.path.join(run, HISTORY_FILE), _EVENTS_LIMIT, _LINE_LIMIT):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict):
+                events.append(event)
     except HoldfastError:
         return []
-    events = []
-    for line in data.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            events.append(event)
     return events
 
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
+import stat
 from collections.abc import Sequence
 
 from holdfast import files
-from holdfast.errors import CheckpointError, FormatError, HoldfastError, NotFoundError, UsageError, nearest
+from holdfast.errors import (
+    CheckpointError,
+    FormatError,
+    HoldfastError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    nearest,
+    storage_error,
+)
 from holdfast.format import names
 from holdfast.format.manifest import (
     ARRAYS_FILE,
@@ -81,11 +92,33 @@ class Entry:
 
 
 def is_run(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, book.RUN_FILE))
+    """Whether there is a run; `StorageError` when the storage does not say."""
+    return _holds(path, book.RUN_FILE)
 
 
 def is_checkpoint(path: str) -> bool:
-    return os.path.isfile(os.path.join(path, CHECKPOINT_FILE))
+    """Whether there is a checkpoint, whole or not; `StorageError` when the storage does not say."""
+    return _holds(path, CHECKPOINT_FILE)
+
+
+def _holds(folder: str, name: str) -> bool:
+    # Not os.path.isfile: it takes an I/O error for an answer, and a run would be begun over another.
+    path = os.path.join(folder, name)
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise storage_error(error, path, "look at") from error
+
+
+def _seems(path: str) -> bool:
+    """Whether a run or a checkpoint can be seen there: good enough for a suggestion."""
+    with contextlib.suppress(StorageError):
+        return is_run(path) or is_checkpoint(path)
+    return False
 
 
 def read_manifest(path: str) -> Manifest:
@@ -96,12 +129,24 @@ def read_manifest(path: str) -> Manifest:
 
 def marks(run: str, kind: str) -> set[str]:
     """The names marked in `pins/` or `abandoned/`."""
-    directory = os.path.join(run, kind)
+    directory = marks_directory(run, kind)
     with files.translated(directory, "list"):
         try:
             return set(os.listdir(directory))
         except (FileNotFoundError, NotADirectoryError):
             return set()
+
+
+def marks_directory(run: str, kind: str) -> str:
+    """Where marks of a kind lie. A link is a `FormatError`: marks are made and deleted in there."""
+    directory = os.path.join(run, kind)
+    if os.path.islink(directory):
+        raise FormatError(
+            f"{directory} is a symbolic link; a run keeps its marks in a folder of its own. Nothing was changed. "
+            f"Next: remove the link.",
+            path=directory,
+        )
+    return directory
 
 
 def scan(run: str) -> list[Entry]:
@@ -182,7 +227,7 @@ def _say_previous(place: str, path: str) -> None:
 
 def _nothing_at(reference: Reference, place: str) -> CheckpointError:
     if os.path.isdir(place):
-        children = sorted(name for name in _list(place) if is_run(os.path.join(place, name)))
+        children = sorted(name for name in _list(place) if _seems(os.path.join(place, name)))
         hint = f" It holds the runs {', '.join(children[:10])}." if children else ""
         if os.path.lexists(os.path.join(place, ARRAYS_FILE)):
             hint = f" It holds {ARRAYS_FILE}, though: a checkpoint that lost its {CHECKPOINT_FILE} cannot be read."
@@ -194,9 +239,7 @@ def _nothing_at(reference: Reference, place: str) -> CheckpointError:
     if os.path.exists(place):
         return FormatError(f"{place} is a file; a run and a checkpoint are directories.", path=place)
     parent = os.path.dirname(place)
-    siblings = [
-        n for n in _list(parent) if is_run(os.path.join(parent, n)) or is_checkpoint(os.path.join(parent, n))
-    ]
+    siblings = [name for name in _list(parent) if _seems(os.path.join(parent, name))]
     near = nearest(os.path.basename(place), siblings)
     listing = f" In {parent} there are: {', '.join(sorted(siblings)[:10])}." if siblings else ""
     selector = f" (selectors are {names.SELECTORS})" if "@" in reference.place else ""
@@ -236,6 +279,10 @@ def find(run: str, entries: Sequence[Entry], reference: Reference) -> Entry:
         found = exact[-1] if exact else None
     elif which == "best":
         found = best_entry(run, entries)
+    if found is None and which in ("step", "epoch"):  # better to hear what is the matter with it
+        problems = [e.problem for e in entries if e.problem is not None and getattr(e.name, which) == value]
+        if problems:
+            raise problems[-1]
     if found is None:
         raise _no_such(run, entries, reference)
     return found
@@ -258,7 +305,10 @@ def run_keep(run: str) -> Keep | None:
     """The Keep that run.json records."""
     stored = book.read_run(run).keep
     known = {field.name for field in dataclasses.fields(Keep)}
-    return Keep(**{name: value for name, value in stored.items() if name in known}) if stored else None
+    try:
+        return Keep(**{name: value for name, value in stored.items() if name in known}) if stored else None
+    except UsageError as error:
+        raise FormatError(f"{os.path.join(run, book.RUN_FILE)}: {error}", path=run, found=stored) from error
 
 
 def _no_such(run: str, entries: Sequence[Entry], reference: Reference) -> NotFoundError:

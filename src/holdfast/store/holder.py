@@ -103,7 +103,7 @@ def decode(data: bytes, generation: int) -> Holder:
     nameless = Holder(generation=generation)
     try:
         values = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return nameless
     if not isinstance(values, dict):
         return nameless
@@ -180,6 +180,8 @@ def process_start(pid: int) -> str | None:
     """
     if not _exists(pid):
         return None
+    if not _proc_is_ours():
+        return ""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             # The name in parentheses may hold anything; the numbers follow the last one.
@@ -195,6 +197,14 @@ def process_start(pid: int) -> str | None:
     return fields[19].decode("ascii")
 
 
+def _proc_is_ours() -> bool:
+    """Whether /proc shows this process's own pid namespace: a new one may still see that of its parent."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -206,7 +216,7 @@ def _exists(pid: int) -> bool:
 
 
 def _whole_number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else 0
+    return int(text) if text and text.isdecimal() and len(text) < 10 else 0
 
 
 def _user() -> str:

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import sys
 import threading
@@ -20,7 +21,8 @@ import time
 from collections.abc import Callable
 
 from holdfast import files
-from holdfast.errors import HoldfastError, LeaseError, NotFoundError, StorageError
+from holdfast.errors import HoldfastError, LeaseError, NotFoundError, StorageError, printable, storage_error
+from holdfast.store import retention
 from holdfast.store.holder import Holder, encode, lease_name, myself
 from holdfast.store.watch import Watch, highest_lease, holder_of, lease_number, names_in, writing_number
 
@@ -29,12 +31,13 @@ __all__ = ["Holder", "Lease", "holder_of"]
 BEAT_SECONDS = 5.0
 _BEATS_PER_SYNC = 6  # a synced beat is seen by the other clients of a network file system
 _BLINK_SECONDS = 0.01
+_GONE = ".gone"
 
 _held: set[str] = set()  # tokens of the leases that this process holds
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"holdfast: {line}\n")
+    sys.stderr.write(f"holdfast: {printable(line)}\n")
     sys.stderr.flush()
 
 
@@ -61,6 +64,7 @@ class Lease:
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._failures: collections.deque[HoldfastError] = collections.deque(maxlen=1)
+        self._overtaken = False
         # Before the file is there, so that no other thread takes it for a former program's.
         _held.add(identity.token)
         try:
@@ -100,8 +104,12 @@ class Lease:
         run = os.path.abspath(run)
         deadline = clock() + wait
         while True:
-            if not os.path.isdir(run) and not os.path.lexists(run):
-                raise NotFoundError(f"There is no run directory {run}.", path=run)
+            try:
+                os.lstat(run)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NotFoundError(f"There is no run directory {run}.", path=run) from None
+            except OSError as error:
+                raise storage_error(error, run, "look at") from error
             last = Watch(
                 run=run,
                 held=_held,
@@ -167,30 +175,50 @@ class Lease:
 
         The rename is what stops a sleeping holder. The emptying after it may fail.
         """
-        older = []
-        for name in sorted(names_in(self.run)):
-            path = os.path.join(self.run, name)
-            if 0 < lease_number(name) < self.generation:
-                older.append(path)
-            elif 0 < writing_number(name) < self.generation:
-                if ".swept-" not in name:
-                    path = _take_out_of_use(path, f"{path}.swept-{self.generation:06d}")
-                _remove(path, say)
+        older, seen = [], set[str]()
+        # Until nothing is new: another contender may have renamed away what was listed, and sleep
+        # before it empties that.
+        while names := sorted({*names_in(self.run)} - seen):
+            seen.update(names)
+            for name in names:
+                path = os.path.join(self.run, name)
+                if 0 < lease_number(name) < self.generation:
+                    older.append(path)
+                elif 0 < writing_number(name) < self.generation:
+                    if ".swept-" not in name:
+                        path = _take_out_of_use(path, f"{path}.swept-{self.generation:06d}")
+                        seen.add(os.path.basename(path))
+                    _empty(self.run, path, say)
         return older
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with self._turn:
-                if self._ended.is_set():
-                    return
-                beat = self._identity.beat + 1
-                self._identity = dataclasses.replace(self._identity, beat=beat)
-                try:
-                    self._file.rewrite(encode(self._identity), sync=beat % _BEATS_PER_SYNC == 0)
-                except HoldfastError as error:
-                    # Kept for `check`. The next beat is tried all the same: a network file
-                    # system may come back before anybody takes this holder for dead.
-                    self._failures.append(error)
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._turn:
+            if self._ended.is_set():
+                return
+            beat = self._identity.beat + 1
+            self._identity = dataclasses.replace(self._identity, beat=beat)
+            try:
+                self._file.rewrite(encode(self._identity), sync=beat % _BEATS_PER_SYNC == 0)
+                self._overtaken = self._outrun()
+            except HoldfastError as error:
+                # Kept for `check`. The next beat is tried all the same: a network file system
+                # may come back, or a full one get room, before anybody takes this holder for dead.
+                self._failures.append(error)
+                return
+            while self._failures:  # it has come back, and nobody has taken the run over meanwhile
+                logging.getLogger("holdfast").warning(
+                    "A sign of life could not be written for a while, and can be again: %s",
+                    self._failures.popleft(),
+                )
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the last beat found a higher lease. Costs nothing; `check` says more."""
+        return self._overtaken
 
     def check(self) -> None:
         """Returns if this process holds the lease; costs one listing of the directory.
@@ -200,8 +228,8 @@ class Lease:
 
         Raises:
             LeaseError: a higher lease exists, or this one was deleted or released.
-            StorageError: the directory cannot be listed, or a beat could not be written since
-                the last check (each failure is raised once).
+            StorageError: the directory cannot be listed, or the last beat could not be written, and
+                cannot be now.
 
         """
         me = lease_name(self.generation)
@@ -229,6 +257,8 @@ class Lease:
                 f"The lease of {self.run} is lost: somebody deleted the file {me}. This process publishes "
                 f"and deletes nothing more there. Start it again."
             )
+        if self._failures:
+            self._beat()
         with contextlib.suppress(IndexError):
             raise self._failures.popleft()
 
@@ -281,6 +311,38 @@ def _take_out_of_use(path: str, away: str) -> str:
         if error.errno != errno.ENOENT:
             raise
     return away
+
+
+def _empty(run: str, path: str, say: Callable[[str], None]) -> None:
+    """Deletes a former holder's directory, which was taken out of use.
+
+    A rename that its holder began before may still arrive: a network file system repeats it when the
+    network is back. So what is in there is renamed before it is deleted, and such a rename finds a
+    checkpoint untouched or not at all. What arrives after the look inside waits for the next start,
+    since a pin that came in between would not be seen. A link is deleted; what it leads to is nobody's
+    leftover.
+    """
+    if os.path.islink(path):
+        _remove(path, say)
+        return
+    try:
+        there = names_in(path)
+    except StorageError as error:
+        if error.errno != errno.ENOTDIR:
+            say(f"{error} It is left for the next start.")
+            return
+        _remove(path, say)
+        return
+    retention.bring_back(run, path)
+    try:
+        for name in there:
+            inside = os.path.join(path, name)
+            if not name.endswith(_GONE):
+                inside = _take_out_of_use(inside, inside + _GONE)
+            files.remove_tree(inside)
+        files.remove_empty_directory(path)
+    except StorageError as error:
+        say(f"{error} It is left for the next start.")
 
 
 def _remove(path: str, say: Callable[[str], None]) -> None:

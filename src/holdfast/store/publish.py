@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from holdfast import files, storage
-from holdfast.errors import LeaseError, UsageError, storage_error
+from holdfast.errors import LeaseError, StorageError, UsageError, storage_error
 from holdfast.format import manifest as manifests
 from holdfast.format import sealed
 from holdfast.format.manifest import (
@@ -64,28 +64,25 @@ class Draft:
         self._layout = layout.plan(
             {part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats
         )
-        storage.check_space(parent, self._layout.total_bytes + _OVERHEAD)
+        self._parent, self._needed = parent, self._layout.total_bytes + _OVERHEAD
+        storage.check_space(parent, self._needed)
         try:
             files.make_new_directory(self.directory)
-        except OSError as error:
-            raise _lost(error, parent) from error
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                raise _lost(error, parent) from error
+            raise self._explained(error, storage.out_of_files(parent)) from error
         self._save = writer.Save(self._layout, self.directory, staging=staging)
 
     def begin(self) -> None:
         """Starts to copy and write the arrays."""
-        try:
+        with self._discarding():
             self._save.start()
-        except BaseException:
-            self.discard()
-            raise
 
     def wait_copied(self) -> None:
         """Returns when the arrays may change again."""
-        try:
+        with self._discarding():
             self._save.wait_copied()
-        except BaseException:
-            self.discard()
-            raise
 
     def complete(
         self, manifest: Manifest, card: Callable[[Manifest], str], check: Callable[[Manifest], None]
@@ -94,11 +91,24 @@ class Draft:
 
         `check` may look at the finished manifest (its NaN marks) and raise, which discards the draft.
         """
-        try:
+        with self._discarding():
             return self._complete(manifest, card, check)
+
+    @contextlib.contextmanager
+    def _discarding(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            full = storage.out_of_files(self._parent)  # before what was written goes
+            self.discard()
+            told = self._explained(error, full)
+            raise told from (error if told is not error else error.__cause__)
         except BaseException:
             self.discard()
             raise
+
+    def _explained(self, error: StorageError, out_of_files: bool) -> StorageError:
+        return storage.explain(error, self._parent, self._needed, out_of_files=out_of_files)
 
     def _complete(
         self, manifest: Manifest, card: Callable[[Manifest], str], check: Callable[[Manifest], None]
@@ -116,8 +126,11 @@ class Draft:
             files.create_file(os.path.join(self.directory, name), data)
             listed[name] = SmallFile(len(data), sealed.digest(data))
         manifest.files = dict(sorted(listed.items()))
+        path, data = os.path.join(self.directory, CHECKPOINT_FILE), manifests.encode_manifest(manifest)
+        # What no reader would take must not come into the place of a checkpoint that can be read.
+        manifests.decode_manifest(data, path)
         # Last: a draft without it is no checkpoint, whatever else is there.
-        files.create_file(os.path.join(self.directory, CHECKPOINT_FILE), manifests.encode_manifest(manifest))
+        files.create_file(path, data)
         files.sync_directory(self.directory)
         return manifest
 
@@ -223,7 +236,8 @@ def replace(draft: Draft, target: str) -> None:
     if not os.path.lexists(target):
         with files.translated(target, "publish"):
             files.rename(draft.directory, target)
-        files.sync_directory(parent)
+        with _undone(lambda: files.rename(target, draft.directory)):
+            files.sync_directory(parent)
         _clear(previous_name(target))
         return
     if not os.path.isfile(os.path.join(target, CHECKPOINT_FILE)):
@@ -238,7 +252,8 @@ def replace(draft: Draft, target: str) -> None:
             raise storage_error(error, target, "replace") from error
         _replace_by_two_renames(draft, target)
         return
-    files.sync_directory(parent)
+    with _undone(lambda: files.exchange(draft.directory, target)):
+        files.sync_directory(parent)
     files.remove_tree(draft.directory)  # by now the old checkpoint
     _clear(previous_name(target))
 
@@ -248,14 +263,23 @@ def _replace_by_two_renames(draft: Draft, target: str) -> None:
     with files.translated(target, "replace"):
         _clear(aside)
         files.rename(target, aside)
-        files.sync_directory(parent)
-        try:
+        with _undone(lambda: files.rename(aside, target)):
+            files.sync_directory(parent)
             files.rename(draft.directory, target)
-        except OSError:
-            files.rename(aside, target)
-            raise
-    files.sync_directory(parent)
+            with _undone(lambda: files.rename(target, draft.directory)):
+                files.sync_directory(parent)
     files.remove_tree(aside)
+
+
+@contextlib.contextmanager
+def _undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Takes a step back when what makes it durable fails: a save that failed must not be found later."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            undo()
+        raise
 
 
 def _clear(path: str) -> None:

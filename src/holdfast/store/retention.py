@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from holdfast.errors import HoldfastError, LeaseError, NotFoundError
 from holdfast.policy.keep import Keep, Record, Verdict, best_of, decide
 from holdfast.store import catalog
 from holdfast.store.catalog import ABANDONED, PINS, Entry
+
+_told: set[str] = set()  # links whose failure was said
 
 
 def verdicts(keep: Keep, entries: Sequence[Entry], *, prune: bool = False) -> list[Verdict]:
@@ -48,27 +51,64 @@ def delete(run: str, name: str, writing: str) -> bool:
     if name in catalog.marks(run, PINS):
         with files.translated(source, "put back"):
             files.rename(trash, source)
+        files.sync_directory(run)
         return False
     files.sync_directory(run)
     files.remove_tree(trash)
     return True
 
 
+def bring_back(run: str, writing: str) -> None:
+    """Puts back what a former holder was about to delete when it ended, if a pin had come meanwhile.
+
+    The pin was reported to hold, and only `delete` itself would have put it back. What is not
+    whole any more was being removed before the pin came, and stays where it is.
+    """
+    found = False
+    for name in sorted(catalog.marks(run, PINS)):
+        trash, place = os.path.join(writing, f"{name}.trash"), os.path.join(run, name)
+        if _is_whole(trash) and not os.path.lexists(place):
+            with files.translated(place, "put back"), contextlib.suppress(FileNotFoundError):
+                files.rename(trash, place)
+            found = True
+    if found:
+        files.sync_directory(run)
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a checkpoint's manifest can be read and every file is there, in its size."""
+    if not catalog.is_checkpoint(path):
+        return False
+    try:
+        listed = catalog.read_manifest(path).files
+        return all(os.path.getsize(os.path.join(path, name)) == file.size for name, file in listed.items())
+    except (HoldfastError, OSError):
+        return False
+
+
 def point_links(run: str, writing: str, latest: str | None, best: str | None) -> None:
-    """`latest` and `best`, for people: never read by the program, so a failure is not one of the save."""
+    """`latest` and `best`, for people: never read by the program, so a failure is not one of the save.
+
+    It is a warning, once in a process: some file systems have no links.
+    """
     for link, target in (("latest", latest), ("best", best)):
-        with contextlib.suppress(HoldfastError):
-            path = os.path.join(run, link)
-            if target is None:
-                if os.path.islink(path):
-                    files.remove_file(path)
-            elif not os.path.islink(path) or os.readlink(path) != target:
-                files.point_link(path, target, os.path.join(writing, f"{link}.link"))
+        path = os.path.join(run, link)
+        try:
+            with files.translated(path, "link"):
+                if target is None:
+                    if os.path.islink(path):
+                        files.remove_file(path)
+                elif not os.path.islink(path) or os.readlink(path) != target:
+                    files.point_link(path, target, os.path.join(writing, f"{link}.link"))
+        except HoldfastError as error:
+            if path not in _told:
+                _told.add(path)
+                logging.getLogger("holdfast").warning("%s It may point to an older checkpoint.", error)
 
 
 def mark(run: str, kind: str, name: str) -> None:
     """Pins or abandons a checkpoint: an empty file of its name."""
-    directory = os.path.join(run, kind)
+    directory = catalog.marks_directory(run, kind)
     files.make_directory(directory)
     with contextlib.suppress(FileExistsError):
         try:
@@ -80,7 +120,7 @@ def mark(run: str, kind: str, name: str) -> None:
 
 
 def unmark(run: str, kind: str, name: str) -> None:
-    directory = os.path.join(run, kind)
+    directory = catalog.marks_directory(run, kind)
     if os.path.isdir(directory):
         files.remove_file(os.path.join(directory, name))
         files.sync_directory(directory)

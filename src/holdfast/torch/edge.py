@@ -96,6 +96,8 @@ def special(value: Any) -> tuple[str, Any] | None:
 def revive(tag: str, value: Any) -> Any:
     """The value of a tag that `special` made."""
     if tag == "torch.Size":
+        if not all(type(extent) is int and abs(extent) < 2**63 for extent in value):
+            raise FormatError("A torch.Size in a checkpoint holds what is no size.", found=tag)
         return torch.Size(value)
     if tag == "torch.dtype":
         found = vars(torch).get(value)  # not getattr, which would import what torch loads on demand

@@ -1,0 +1,342 @@
+"""The safeguards of the code: each a few lines that are easily lost, and the test that misses them.
+
+`code` is the safeguard as it stands in the source, exactly once; `without` is what stands there
+after somebody has taken it out. `test` is what must fail then.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Safeguard:
+    """Something in the code that a promise stands on.
+
+    Attributes:
+        name: what it does, in a few words.
+        file: below src/holdfast.
+        code: a part of that file which occurs once.
+        without: the same without the safeguard.
+        test: what pytest is given; it must fail without.
+
+    """
+
+    name: str
+    file: str
+    code: str
+    without: str
+    test: str
+
+
+SAFEGUARDS = [
+    # -- P1: order and durability of what is written
+    Safeguard(
+        "payload files are synced",
+        "files.py",
+        "            system.truncate(self._fd, self.size)\n            system.fsync(self._fd)\n",
+        "            system.truncate(self._fd, self.size)\n",
+        "tests/unit/test_writer.py::test_a_failing_disk_reaches_the_wait",
+    ),
+    Safeguard(
+        "small files are synced",
+        "files.py",
+        "            _write_all(fd, data)\n            if sync:\n                system.fsync(fd)\n",
+        "            _write_all(fd, data)\n",
+        "tests/crash/test_power_loss.py",
+    ),
+    Safeguard(
+        "the draft's directory is synced before its rename",
+        "store/publish.py",
+        "        files.sync_directory(self.directory)\n        return manifest\n",
+        "        return manifest\n",
+        "tests/crash/test_power_loss.py",
+    ),
+    Safeguard(
+        "the run's directory is synced after the rename",
+        "store/publish.py",
+        "    try:\n        files.sync_directory(run)\n    except",
+        "    try:\n        pass\n    except",
+        "tests/unit/test_save_failures.py::test_failed_sync_of_the_run_directory",
+    ),
+    Safeguard(
+        "a new directory's name is synced",
+        "files.py",
+        "        sync_directory(os.path.dirname(directory))\n",
+        "",
+        "tests/crash/test_power_loss.py",
+    ),
+    Safeguard(
+        "what replaces a checkpoint is durable before the old one is deleted",
+        "store/publish.py",
+        "    files.sync_directory(parent)\n    files.remove_tree(draft.directory)",
+        "    files.remove_tree(draft.directory)",
+        "tests/crash/test_power_loss.py",
+    ),
+    Safeguard(
+        "a checkpoint is built where no reader looks",
+        "saving.py",
+        "draft_of(session.writing, manifest.name",
+        "draft_of(session.path, manifest.name",
+        "tests/crash/test_kill_points.py",
+    ),
+    Safeguard(
+        "a short write is continued",
+        "files.py",
+        "                offset += done\n                data = data[done:]\n",
+        "                offset += done\n                data = data[len(data) :]\n",
+        "tests/unit/test_writer.py::test_a_short_write_is_continued",
+    ),
+    Safeguard(
+        "an existing file is never written over",
+        "files.py",
+        "        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL\n",
+        "        flags = os.O_WRONLY | os.O_CREAT\n",
+        "tests/unit/test_writer.py::test_an_existing_file_is_not_overwritten",
+    ),
+    Safeguard(
+        "a failed sync of the run's directory takes the checkpoint back",
+        "store/publish.py",
+        "            files.rename(final, draft.directory)\n        draft.discard()\n        raise\n",
+        "            pass\n        raise\n",
+        "tests/unit/test_save_failures.py::test_failed_sync_of_the_run_directory",
+    ),
+    Safeguard(
+        "a save that failed removes its files",
+        "store/publish.py",
+        "        with contextlib.suppress(OSError):\n            files.remove_tree(self.directory)\n",
+        "",
+        "tests/crash/test_failing_calls.py",
+    ),
+    Safeguard(
+        "space is looked at before writing",
+        "store/publish.py",
+        "        storage.check_space(parent, self._layout.total_bytes + _OVERHEAD)\n",
+        "",
+        "tests/unit/test_refusals.py::test_no_space_is_found_out_before_writing",
+    ),
+    # -- P2: what is read is what was written
+    Safeguard(
+        "each block's digest is compared",
+        "payload/blocks.py",
+        "        if found != expected:\n            count",
+        "        if False:\n            count",
+        "tests/unit/test_reader.py::test_a_flipped_bit_is_found",
+    ),
+    Safeguard(
+        "the blocks of a header are checked at any load",
+        "payload/reader.py",
+        "            pieces[name, number] = []\n",
+        "            pass\n",
+        "tests/unit/test_reader.py::test_the_header_of_a_file_with_only_empty_arrays_is_checked",
+    ),
+    Safeguard(
+        "sizes are compared before the first byte is read",
+        "payload/reader.py",
+        "                _check_size(directory, file)\n",
+        "                pass\n",
+        "tests/unit/test_reader.py::test_structural_damage_is_found_before_any_byte_is_written",
+    ),
+    Safeguard(
+        "the digest of a JSON file is compared",
+        "format/sealed.py",
+        '    if expected != found:\n        raise DamagedError(\n            f"{path} is damaged: its digest',
+        '    if False:\n        raise DamagedError(\n            f"{path} is damaged: its digest',
+        "tests/unit/test_sealed.py::test_every_flipped_bit_is_found",
+    ),
+    Safeguard(
+        "a key given twice is refused",
+        "format/sealed.py",
+        "        if len(result) != len(pairs):\n",
+        "        if False:\n",
+        "tests/unit/test_sealed.py::test_hostile_but_with_a_right_digest",
+    ),
+    Safeguard(
+        "arrays.json is compared with what checkpoint.json says of it",
+        "checkpoint.py",
+        "        if found != listed.digest:\n",
+        "        if False:\n",
+        "tests/damaged",
+    ),
+    Safeguard(
+        "the payload's digests are compared between the two JSON files",
+        "checkpoint.py",
+        "                if own is None or own.size != record.size or own.digest != digest:\n",
+        "                if own is None:\n",
+        "tests/damaged",
+    ),
+    Safeguard(
+        "a checkpoint of another run is foreign",
+        "store/catalog.py",
+        "        if manifest.run != identity or manifest.name != text or manifest.sequence != name.sequence:\n",
+        "        if False:\n",
+        "tests/unit/test_references.py::test_foreign_is_listed_and_never_resumed",
+    ),
+    Safeguard(
+        "links are not followed out of a checkpoint",
+        "files.py",
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK",
+        "tests/damaged",
+    ),
+    Safeguard(
+        "a pipe in a file's place does not hang the reader",
+        "files.py",
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK",
+        "os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW",
+        "tests/damaged",
+    ),
+    Safeguard(
+        "resuming passes over what is damaged",
+        "resuming.py",
+        "            failures.append(failure)\n",
+        "            raise failure\n",
+        "tests/unit/test_references.py::test_a_damaged_newest_falls_back",
+    ),
+    Safeguard(
+        "a run with nothing whole left never begins anew",
+        "resuming.py",
+        "    if problems:\n        raise _nothing_left(session.path, problems, changed=False)\n",
+        "",
+        "tests/unit/test_references.py::test_a_lost_manifest_everywhere_is_no_fresh_start",
+    ),
+    Safeguard(
+        "after a restore that failed half-way nothing is saved",
+        "training.py",
+        "        if self.torn:\n",
+        "        if False:\n",
+        "tests/unit/test_references.py::test_a_failed_restore_forbids_saving",
+    ),
+    # -- P3: the last good one
+    Safeguard(
+        "the newest clean checkpoint stays",
+        "policy/keep.py",
+        "        safe.add(newest.name)\n",
+        "",
+        "tests/unit/test_keep.py::test_budget_never_takes_the_protected",
+    ),
+    Safeguard(
+        "the best stays",
+        "policy/keep.py",
+        '        stays[record.name].append(f"{_place(place)}{_score(keep, record)}")\n        safe.add(record.name)\n',
+        "        pass\n",
+        "tests/unit/test_keep.py::test_best_stays",
+    ),
+    Safeguard(
+        "what is marked NaN does not count as newest",
+        "policy/keep.py",
+        "    clean = [record for record in ordered if record.clean]\n",
+        "    clean = [record for record in ordered if record.whole and not record.abandoned]\n",
+        "tests/unit/test_retention.py::test_nan_never_costs_the_clean_ones",
+    ),
+    Safeguard(
+        "pins are read again after the rename",
+        "store/retention.py",
+        "    if name in catalog.marks(run, PINS):\n        with files",
+        "    if False:\n        with files",
+        "tests/unit/test_retention.py::test_pins_are_read_before_and_after_the_rename",
+    ),
+    Safeguard(
+        "deletion comes after publishing",
+        "saving.py",
+        "        manifest = draft.complete(manifest, card.render, self._check_nan)\n        publish(draft, session.path)\n",
+        (
+            "        deleted = self._retain([*before, entry])\n"
+            "        manifest = draft.complete(manifest, card.render, self._check_nan)\n"
+            "        publish(draft, session.path)\n"
+        ),
+        "tests/unit/test_retention.py::test_the_successor_is_durable_first",
+    ),
+    # -- P6: nothing is run
+    Safeguard(
+        "an entire model needs trust",
+        "torch/model.py",
+        "    if trust is not True:\n",
+        "    if False:\n",
+        "tests/frameworks/test_torch_model.py::test_without_trust_it_is_refused_and_nothing_runs",
+    ),
+    # -- P7: errors reach the caller
+    Safeguard(
+        "a background save's error is raised at the next touch",
+        "payload/threads.py",
+        "        if self._error is not None:\n            raise self._error\n        return True\n",
+        "        return True\n",
+        "tests/crash/test_ends.py::test_background_failure_at_the_next_touch",
+    ),
+    Safeguard(
+        "an error that nobody has seen ends the process with its code",
+        "run.py",
+        "        os._exit(code)\n",
+        "        pass\n",
+        "tests/crash/test_ends.py::test_background_failure_at_exit",
+    ),
+    Safeguard(
+        "close waits for the save in flight",
+        "training.py",
+        "                self.saver.drain()\n            except KeyboardInterrupt:\n",
+        "                pass\n            except KeyboardInterrupt:\n",
+        "tests/unit/test_save_failures.py",
+    ),
+    # -- P8: one writer
+    Safeguard(
+        "a lease is created exclusively",
+        "files.py",
+        "            self._fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)\n",
+        "            self._fd = system.open(path, os.O_RDWR | os.O_CREAT)\n",
+        "tests/crash/test_lease_model.py",
+    ),
+    Safeguard(
+        "a contender looks again after it has made its directory",
+        "store/lease.py",
+        "        files.sync_directory(self.run)\n        if self._outrun():\n            return False\n        for path in older:\n",
+        "        files.sync_directory(self.run)\n        for path in older:\n",
+        "tests/crash/test_lease_model.py",
+    ),
+    Safeguard(
+        "a former holder's directory is renamed away",
+        "store/lease.py",
+        '                    path = _take_out_of_use(path, f"{path}.swept-{self.generation:06d}")\n',
+        "                    continue\n",
+        "tests/crash/test_lease_contention.py::test_stopped_holder_that_wakes_publishes_and_deletes_nothing",
+    ),
+    Safeguard(
+        "a living holder is not taken over",
+        "store/holder.py",
+        '    return "dead" if holder.pid == me.pid else "alive"\n',
+        '    return "dead"\n',
+        "tests/unit/test_lease.py::test_living_process_is_refused_with_its_name",
+    ),
+    Safeguard(
+        "a pid that was given to another process is not the holder",
+        "store/holder.py",
+        '    if start != holder.process_start:\n        return "dead"\n',
+        "",
+        "tests/unit/test_lease.py::test_reused_pid_is_dead",
+    ),
+    Safeguard(
+        "a pid of another namespace proves nothing",
+        "store/holder.py",
+        "    if (holder.boot_id, holder.pid_namespace) != (me.boot_id, me.pid_namespace):\n",
+        "    if holder.boot_id != me.boot_id:\n",
+        "tests/crash/test_lease_elsewhere.py",
+    ),
+    Safeguard(
+        "a beat that moves is a living holder",
+        "store/watch.py",
+        "            elif seen[1] != content:\n                self._still, self._moved = 0.0, True\n",
+        "",
+        "tests/unit/test_lease.py::test_beating_holder_elsewhere_is_alive",
+    ),
+    Safeguard(
+        "a save is refused without the lease",
+        "saving.py",
+        "        session.lease.check()\n",
+        "",
+        "tests/crash/test_lease_contention.py",
+    ),
+    Safeguard(
+        "a forked child writes nothing",
+        "run.py",
+        '        if os.getpid() != self._pid:\n            raise UsageError("This run belongs to the parent',
+        '        if False:\n            raise UsageError("This run belongs to the parent',
+        "tests/unit/test_refusals.py::test_a_forked_child_is_inert",
+    ),
+]
