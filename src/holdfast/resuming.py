@@ -225,7 +225,10 @@ def _random(values: Mapping[str, Any], manifest: Manifest, path: str) -> dict[An
         all(isinstance(found[key], dict) for key in _INNER if key in found)
         and isinstance(found.get("first", {}), (dict, type(None)))
         and all(isinstance(order.get(key), dict) for order in orders for key in ("streams", "generators"))
-        and all(isinstance(flags, dict) for flags in found.get("flags", {}).values())
+        and all(
+            isinstance(flags, dict) and all(type(flag) is bool for flag in flags.values())
+            for flags in found.get("flags", {}).values()
+        )
         and all(isinstance(zeros, (bool, list)) for zeros in found.get("zeros", {}).values())
         and (not inside or {"order", "generators"} <= set(found))
     )

@@ -698,9 +698,9 @@ def test_quota(tmp_path, tried):
     def body():
         disk = Disk(str(tmp_path), "btrfs")
         small_disks.run("btrfs", "quota", "enable", disk.path)
-        small_disks.run("btrfs", "subvolume", "create", f"{disk.path}/home")
-        small_disks.run("btrfs", "qgroup", "limit", "16M", f"{disk.path}/home")
-        run = holdfast.Run(f"{disk.path}/home/run", keep=Keep(last=100))
+        small_disks.run("btrfs", "subvolume", "create", f"{disk.path}/limited")
+        small_disks.run("btrfs", "qgroup", "limit", "16M", f"{disk.path}/limited")
+        run = holdfast.Run(f"{disk.path}/limited/run", keep=Keep(last=100))
         weights(run, DIRECT)
         run.resume()
         step, error = 0, None
@@ -711,7 +711,7 @@ def test_quota(tmp_path, tried):
         check_refusal(error, run.path)
         assert error.errno == errno.EDQUOT
         assert visible(run.path) == there
-        small_disks.run("btrfs", "qgroup", "limit", "none", f"{disk.path}/home")
+        small_disks.run("btrfs", "qgroup", "limit", "none", f"{disk.path}/limited")
         assert attempt(run, step + 1, blocking=True) is None
         run.close()
         assert debris(run.path) == []

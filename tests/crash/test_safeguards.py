@@ -41,6 +41,16 @@ def test_without_it_a_test_fails(safeguard, tmp_path, tried):
     tried("safeguards")
 
 
+def test_the_page_lists_them_all():
+    """The page on the promises names each safeguard, and the test that misses it."""
+    page = (HOME / "docs" / "promises.md").read_text("utf-8")
+    rows = [line for line in page.partition("## The safeguards")[2].splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [one.name for one in SAFEGUARDS]
+    assert all(
+        f"`{one.test.removeprefix('tests/')}`" in row for row, one in zip(rows, SAFEGUARDS, strict=True)
+    )
+
+
 def test_a_copy_is_what_is_tested(tmp_path):
     """The copy comes before the installed package, so that what is taken out there is gone."""
     shutil.copytree(HOME / "src" / "holdfast", tmp_path / "holdfast")

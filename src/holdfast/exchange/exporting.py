@@ -278,6 +278,13 @@ def _beside(path: str) -> Iterator[str]:
 def _publish(file: str, path: str, *, overwrite: bool) -> None:
     """Gives a finished, synced file its name, and makes the name durable."""
     _check_target(path, overwrite=overwrite)
+    new = not os.path.lexists(path)
     with files.translated(path, "publish"):
         files.rename(file, path)
-    files.sync_directory(os.path.dirname(path))
+    try:
+        files.sync_directory(os.path.dirname(path))
+    except HoldfastError:
+        if new:  # what failed must not be found later
+            with contextlib.suppress(HoldfastError):
+                files.remove_file(path)
+        raise

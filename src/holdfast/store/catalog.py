@@ -280,9 +280,9 @@ def find(run: str, entries: Sequence[Entry], reference: Reference) -> Entry:
     elif which == "best":
         found = best_entry(run, entries)
     if found is None and which in ("step", "epoch"):  # better to hear what is the matter with it
-        problems = [e.problem for e in entries if e.problem is not None and getattr(e.name, which) == value]
-        if problems:
-            raise problems[-1]
+        unread = [e.problem for e in entries if e.manifest is None and getattr(e.name, which) == value]
+        if unread and unread[-1] is not None:
+            raise unread[-1]
     if found is None:
         raise _no_such(run, entries, reference)
     return found

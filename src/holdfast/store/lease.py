@@ -175,21 +175,21 @@ class Lease:
 
         The rename is what stops a sleeping holder. The emptying after it may fail.
         """
-        older, seen = [], set[str]()
-        # Until nothing is new: another contender may have renamed away what was listed, and sleep
-        # before it empties that.
-        while names := sorted({*names_in(self.run)} - seen):
-            seen.update(names)
-            for name in names:
+        done: set[str] = set()
+        while True:
+            names = sorted(names_in(self.run))
+            left = [name for name in names if 0 < writing_number(name) < self.generation and name not in done]
+            if not left:
+                lower = [name for name in names if 0 < lease_number(name) < self.generation]
+                return [os.path.join(self.run, name) for name in lower]
+            for name in left:
                 path = os.path.join(self.run, name)
-                if 0 < lease_number(name) < self.generation:
-                    older.append(path)
-                elif 0 < writing_number(name) < self.generation:
-                    if ".swept-" not in name:
-                        path = _take_out_of_use(path, f"{path}.swept-{self.generation:06d}")
-                        seen.add(os.path.basename(path))
-                    _empty(self.run, path, say)
-        return older
+                if ".swept-" not in name:
+                    path = _take_out_of_use(path, f"{path}.swept-{self.generation:06d}")
+                _empty(self.run, path, say)
+                done.update((name, os.path.basename(path)))
+            # Once more: another contender may have renamed away what was listed, and may sleep
+            # before it empties that.
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
