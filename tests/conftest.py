@@ -24,7 +24,7 @@ KINDS = {
     "hostile": "checkpoints made to harm whoever opens them",
     "safeguards": "safeguards taken out of the code, each missed by a test",
 }
-BEGIN, END = "<!-- figures: written by make prove -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: written by the tests, with --figures -->", "<!-- end of figures -->"
 _TRIED = "faults tried"
 
 
@@ -67,18 +67,18 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"{number:>10,}  {KINDS[kind]}")
     page = config.getoption("--figures")
     if page and not terminalreporter.stats.get("failed") and not terminalreporter.stats.get("error"):
-        _write(page, figures)
+        _write(page, figures, "make prove" if config.getoption("--thorough") else "make test")
         terminalreporter.write_line(f"These figures were written into {page}.")
 
 
-def _write(page, figures):
+def _write(page, figures, command):
     with open(page, encoding="utf-8") as file:
         before, rest = file.read().split(BEGIN)
     after = rest.split(END)[1]
     day = datetime.datetime.now(datetime.UTC).date().isoformat()
     system, python = f"{platform.system()} {platform.release()}", platform.python_version()
     lines = [
-        f"`make prove`, {day}, {system}, Python {python}:",
+        f"`{command}`, {day}, {system}, Python {python}:",
         "",
         "| Tried | Faults |",
         "|---:|---|",

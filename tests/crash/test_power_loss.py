@@ -482,7 +482,8 @@ class RunJudge:
             waited = self.clock() - before
             assert waited < 1 or not told.get("released"), "nobody holds the run, and it was waited for"
             assert waited >= STALE or not told.get("held"), "the holder may live, and was not waited for"
-            assert waited >= STALE or dead is None or dead.pid, "a lease that names nobody was taken for free"
+            watched = waited >= watch.UNFINISHED_SECONDS
+            assert watched or dead is None or dead.pid, "a lease that names nobody was taken for free"
             assert run._training.session.lease.generation > told.get("generation", 0)
             if seen:
                 assert np.array_equal(run.state["w"], value(seen))

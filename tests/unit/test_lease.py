@@ -504,13 +504,13 @@ def test_unreadable_lease(run):
     """An unreadable lease counts as alive until it is readable, or stale."""
     path = os.path.join(run, "lease-000003")
     with open(path, "wb") as file:
-        file.write(b'{"pid":42')
+        file.write(b'{"pid":42\n')
     assert holder_of(run).pid == 0
     clock = Time()
     clock.acquire(run, stale_after=60).release()
     assert clock.now >= 1060
     with open(os.path.join(run, "lease-000005"), "wb") as file:
-        file.write(encode(myself(5))[:100])
+        file.write(encode(myself(5))[:100] + b"\n")
     clock = Time().at(20, lambda: put(run, 5, released=True))
     lease = clock.acquire(run)
     assert (lease.generation, clock.now <= 1022) == (6, True)
@@ -525,6 +525,25 @@ def test_lease_that_is_just_being_written(run, alive):
         clock.acquire(run)
     assert clock.now < 1000.2
     assert clock.said == []
+
+
+@pytest.mark.parametrize("data", [b"", b'{"generation":3,"host":"node7","pi', bytes(512)])
+def test_lease_that_was_never_finished(run, data):
+    """Who was killed before its name was written has trained nothing, and is waited for only briefly."""
+    files.create_file(os.path.join(run, "lease-000003"), data)
+    clock = Time()
+    lease = clock.acquire(run)
+    assert 1015 <= clock.now <= 1018
+    assert lease.generation == 4
+    lease.release()
+
+
+def test_whole_lease_of_nobody(run):
+    """A lease that was written whole and makes no sense any more may be a living one's: it is watched to the end."""
+    files.create_file(os.path.join(run, "lease-000003"), b"damaged".ljust(511) + b"\n")
+    clock = Time()
+    clock.acquire(run).release()
+    assert clock.now >= 1300
 
 
 def test_higher_lease_while_watching_starts_anew(run):

@@ -18,6 +18,11 @@ _POLL_SECONDS = 1.0
 _SAY_SECONDS = 30.0
 _BLINK_SECONDS = 0.01  # until a file, or a listing that is behind, shows what changed
 _BLINKS = 20
+UNFINISHED_SECONDS = 15.0
+"""How long a lease without its last byte is watched: three beats.
+
+Its maker died, or sleeps, before `acquire` returned. So it has trained nothing, and gives way when it wakes.
+"""
 
 _LEASE = re.compile(r"lease-(\d{6,})")
 _WRITING = re.compile(r"\.writing-(\d{6,})(?:\.swept-\d{6,})?")
@@ -126,7 +131,8 @@ class Watch:
                 self._still, self._moved = 0.0, True
             seen = (generation, content)
             known = life != "unknown" or self._moved
-            if life == "unknown" and self._still >= self.stale_after:
+            patience = min(self.stale_after, math.inf if content.endswith(b"\n") else UNFINISHED_SECONDS)
+            if life == "unknown" and self._still >= patience:
                 self.say(
                     f"{self.run}: {holder.describe()} gave no sign of life for {self._still:.0f} s; "
                     f"taking over."
@@ -134,11 +140,11 @@ class Watch:
                 return generation
             if known and now >= self.deadline:
                 raise self._refusal(holder, life)
-            self._tell(holder, now, known=known)
+            self._tell(holder, now, patience, known=known)
             self.sleep(min(poll, self.deadline - now) if known else poll)
         return 0
 
-    def _tell(self, holder: Holder, now: float, *, known: bool) -> None:
+    def _tell(self, holder: Holder, now: float, patience: float, *, known: bool) -> None:
         if now - self._said < _SAY_SECONDS:
             return
         self._said = now
@@ -150,7 +156,7 @@ class Watch:
             self.say(
                 f"{self.run} is held by {holder.describe()}, and whether that lives cannot be seen from here. "
                 f"Waiting for a sign of life; without one it is taken over in "
-                f"{self.stale_after - self._still:.0f} s."
+                f"{patience - self._still:.0f} s."
             )
 
     def _refusal(self, holder: Holder, life: Life) -> LeaseError:
