@@ -132,6 +132,7 @@ class Contest:
         self._mark("__init__", code.lease.Lease, lambda _lease, _run, me: (me.generation,))
         self._mark("_enter", code.lease.Lease, lambda lease, _: _node(lease))
         self._mark_end("wait_until_free", code.watch.Watch, lambda watch: ())
+        self._mark_end("_empty", code.lease, lambda *_: _progress(sys._getframe(2)))
         self._mark_end("_sweep", code.lease.Lease, lambda lease, _: _node(lease))
         self._mark("release", code.lease.Lease, lambda lease: (*_node(lease), bool(sys.exc_info()[0])))
 
@@ -348,6 +349,12 @@ class _Event:
 
 def _nothing(*_args):
     pass
+
+
+def _progress(sweep):
+    """What is left of a sweep, from its frame: the name at hand is done with."""
+    left, name, done = (sweep.f_locals[local] for local in ("left", "name", "done"))
+    return (*_node(sweep.f_locals["self"]), left[left.index(name) :], sorted(done))
 
 
 def _node(lease):

@@ -21,7 +21,7 @@ from holdfast import Every, Keep, NotFoundError, rewinding
 from holdfast.exchange import exporting
 from holdfast.format.names import parse_checkpoint_name
 from holdfast.store import book, catalog
-from holdfast.store.lease import lease_number
+from holdfast.store.lease import holder_of, lease_number
 
 NAMES = ("run.json", "history.jsonl")
 ALL = Keep(last=None)
@@ -183,6 +183,7 @@ class Scenario:
         names = set(os.listdir(self.run))
         leases = {name for name in names if lease_number(name)}
         assert len(leases) == 1, f"leases: {leases}"
+        assert holder_of(self.run).released, "the release is not written"
         extra = {name for name in names - leases if not name[0].isdigit()} - {*NAMES, *self.links, *self.more}
         assert not extra, f"left behind: {extra}"
         missing = {*NAMES, *self.links} - names
@@ -406,6 +407,8 @@ class Saved(Scenario):
 
     STAGES, END = [set(), {1}], {1}
     name = "first"
+    named = False
+    """Whether an older one has that name."""
 
     def put(self, step):
         holdfast.save(os.path.join(self.place, self.name), {"values": content(step), "step": step})
@@ -420,6 +423,12 @@ class Saved(Scenario):
         self.act()
 
     settle = finish
+
+    def check_undone(self):
+        """After a save whose last step could not be made durable: what was there before is there again."""
+        assert self.look() == self.STAGES[0], "a save that failed is there all the same"
+        there = os.path.lexists(os.path.join(self.place, self.name))
+        assert there == self.named, "the older one has not got its name back"
 
     def look(self):
         path = os.path.join(self.place, self.name)
@@ -442,6 +451,7 @@ class Replaced(Saved):
     """`holdfast.save` in the place of an older one."""
 
     STAGES, END = [{1}, {2}], {2}
+    named = True
 
     def prepare(self):
         self.put(1)
@@ -457,6 +467,7 @@ class ReplacedAfterAKill(ReplacedByTwoRenames):
     """The same once more, after a process was killed between the two renames."""
 
     STAGES, END = [{1}, {3}], {3}
+    named = False
 
     def prepare(self):
         super().prepare()
@@ -468,6 +479,7 @@ class Exported(Saved):
 
     target = "out.safetensors"
     beside = {target}
+    named = True  # the checkpoint
 
     def prepare(self):
         weights = {"w": np.arange(3000, dtype=np.float32), "b": np.ones(5)}

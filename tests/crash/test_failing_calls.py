@@ -27,7 +27,9 @@ from disk_faults import (
 from scenarios import SCENARIOS
 
 from holdfast.errors import HoldfastError, StorageError
+from holdfast.format.names import parse_checkpoint_name
 from holdfast.store import lease
+from holdfast.store.lease import holder_of
 
 # What may fail without an error: the checkpoint is safe, and a warning tells. P7 lists these.
 QUIET = {
@@ -231,14 +233,15 @@ def act(scenario, number, fault, here):
     system.exchanges = scenario.exchanges
     warned, error = Warned(), None
     logging.getLogger("holdfast").addHandler(warned)
-    before = descriptors()
+    before, earlier = descriptors(), visible(scenario.run)
     try:
         scenario.act()
     except HoldfastError as caught:
         error = caught
     assert system.struck is not None, "the call never came"
+    struck = place_of(system)
     told = {
-        "struck": place_of(system),
+        "struck": struck,
         "error": error and [type(error).__name__, getattr(error, "errno", None), str(error)],
         "storage": isinstance(error, StorageError) and {"path": error.facts.get("path")},
         "warned": list(warned.lines),
@@ -246,6 +249,13 @@ def act(scenario, number, fault, here):
     del error
     system.healed = True
     assert not system.again, f"synced again after a failed sync: {system.again}"
+    if told["error"] is None and fault in SHORT and struck[1] == "run/lease-G":
+        assert holder_of(scenario.run).released, "the release was not written in full"
+    if fault in ONCE and struck == ("fsync", "run, after a publication"):
+        number = max(earlier, default=0) + system.trace[: system.struck].count(("rename", "run/CHECKPOINT"))
+        assert number not in visible(scenario.run), "a save that failed is there all the same"
+    if fault in ONCE and struck == ("fsync", "., after a publication"):
+        scenario.check_undone()
     kept = lost_files(scenario.place, system.lost, marks=fault in ONCE)
     assert not kept, f"not synced, and yet visible: {kept}"
     check_nothing_open(before)
@@ -254,11 +264,21 @@ def act(scenario, number, fault, here):
     return told
 
 
+def visible(run):
+    """The numbers of the checkpoints that are there."""
+    found = map(parse_checkpoint_name, os.listdir(run) if os.path.isdir(run) else ())
+    return {name.sequence for name in found if name}
+
+
 def place_of(system):
     name, path = system.trace[system.struck - 1]
     earlier = system.trace[system.struck - 2]
     if (name, path) == ("fsync", "run") and earlier == ("rename", "run/.writing-G/CHECKPOINT.trash"):
         return name, "run, after a deletion"
+    if (name, path) == ("fsync", "run") and earlier == ("rename", "run/CHECKPOINT"):
+        return name, "run, after a publication"
+    if (name, path) == ("fsync", ".") and earlier[0] in ("rename", "exchange"):
+        return name, "., after a publication"
     if (name, path) == ("unlink", DIRECT) and earlier != ("pwrite", DIRECT):
         return name, DIRECT + ", before it is made"
     for folder in ("run/.writing-G/CHECKPOINT.trash/", "run/.writing-G.swept-G/"):

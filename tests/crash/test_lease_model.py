@@ -55,7 +55,7 @@ SCENES = {
     "two start, renames in two": ((FULL, FULL), {"tree": OLD, "handles": True}),
     "three start": ((STAY, STAY, STAY), {}),
     "a sleeper and one": ((FULL, PUBLISH), {"tree": OLD, "held": True, "handles": True, "mistakes": 2}),
-    "a sleeper and two": ((FULL, STAY, STAY), {"tree": OLD, "held": True}),
+    "a sleeper and two": ((FULL, STAY, STAY), {"tree": OLD, "held": True, "handles": True}),
     "a deletion, a pin and a start": ((FULL, PIN, TURN), {"tree": TWO, "held": True}),
     "a holder that dies, seen by two": ((FULL, KILL, TURN, TURN), {**SEEN, "held": True}),
     "two start that see each other, one dies": ((FULL, KILL, FULL), SEEN),
@@ -123,8 +123,8 @@ MADE_ONCE = (
 )
 ONLY_LOWER = (
     "lease",
-    "elif 0 < writing_number(name) < self.generation",
-    "elif 0 < writing_number(name) != self.generation",
+    "if 0 < writing_number(name) < self.generation and",
+    "if 0 < writing_number(name) != self.generation and",
 )
 CHILDREN_RENAMED = ("lease", "if not name.endswith(_GONE):", "if False:")
 LATE_ONES_LEFT = ("lease", "files.remove_empty_directory(path)", "files.remove_tree(path)")
@@ -160,7 +160,15 @@ OWN_DRAFTS = (
         "    except OSError as error:\n        draft.discard()\n"
     ),
 )
-HIGHEST_STAYS = ("lease", "                older.append(path)\n", "                pass\n")
+OLDER_LEASES = ("lease", "        for path in older:\n", "        for path in ():\n")
+ONCE_MORE = (
+    "lease",
+    "                done.update((name, os.path.basename(path)))\n",
+    (
+        "                done.update((name, os.path.basename(path)))\n"
+        "            return [os.path.join(self.run, n) for n in names if 0 < lease_number(n) < self.generation]\n"
+    ),
+)
 
 PIN_AND_START = ((FULL, PIN, TURN), {"tree": TWO, "held": True})
 PIN_AND_START_HANDLES = ((FULL, PIN, TURN), {"tree": TWO, "held": True, "handles": True})
@@ -179,6 +187,7 @@ MUTANTS = {
     "the look before the sweep": ([FIRST_LOOK], SCENES["three start"], "File exists"),
     "the look after the directory": ([SECOND_LOOK], SCENES["two start"], "can write"),
     "the rename away": ([RENAME_AWAY], SCENES["two start"], "can write|others hold"),
+    "a second look into the run while sweeping": ([ONCE_MORE], SCENES["a sleeper and two"], "others hold"),
     "only lower directories": ([ONLY_LOWER], SCENES["two start"], "its holder was stopped"),
     "children are renamed": ([CHILDREN_RENAMED], SCENES["two start, renames in two"], "not whole"),
     "what comes late is left": ([LATE_ONES_LEFT], PIN_AND_START_HANDLES, "pinned and is lost"),
@@ -189,7 +198,7 @@ MUTANTS = {
     "pins after the rename": ([SECOND_PINS], PIN_AND_START, "pinned and is lost"),
     "one rename publishes": ([OWN_DRAFTS], SCENES["two start"], "not whole"),
     "the living are left alone": ([ALIVE], SCENES["a holder that dies, seen by two"], "taken over"),
-    "older leases are deleted": ([HIGHEST_STAYS], SCENES["two start"], "debris"),
+    "older leases are deleted": ([OLDER_LEASES], SCENES["two start"], "debris"),
 }
 
 
