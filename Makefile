@@ -26,7 +26,7 @@ test: setup packages
 
 # Many more faults than `make test` tries; their number goes into the page.
 prove: setup packages
-	$(BIN)/python -m pytest -n 2 tests/crash tests/damaged --thorough --figures docs/promises.md $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/crash tests/damaged --thorough --figures=docs/promises.md $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

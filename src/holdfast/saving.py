@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -213,6 +214,9 @@ class Saver:
     def _retain(self, entries: list[Entry]) -> list[str]:
         session = self._session
         pinned = catalog.marks(session.path, catalog.PINS)
+        if not os.path.isdir(os.path.join(session.path, catalog.PINS)):
+            # Nothing here takes that folder away: one that is not found says nothing about its marks.
+            pinned |= {str(entry.name) for entry in entries if entry.pinned}
         abandoned = catalog.marks(session.path, catalog.ABANDONED)
         for entry in entries:
             entry.pinned, entry.abandoned = str(entry.name) in pinned, str(entry.name) in abandoned
