@@ -84,17 +84,15 @@ def explore(scene, tried):
     tried("schedules", exploration.states)
 
 
-@pytest.mark.parametrize("scene", SCENES.values(), ids=[name.replace(" ", "-") for name in SCENES])
+def pytest_generate_tests(metafunc):
+    """A thorough run explores larger scenes, too; each takes minutes."""
+    if metafunc.function is test_every_order:
+        scenes = {**SCENES, **(MORE_SCENES if metafunc.config.getoption("--thorough") else {})}
+        metafunc.parametrize("scene", scenes.values(), ids=[name.replace(" ", "-") for name in scenes])
+
+
 def test_every_order(scene, tried):
     """In every order of events one alone can write, nothing is lost, and a later start finds all of it."""
-    explore(scene, tried)
-
-
-@pytest.mark.parametrize("scene", MORE_SCENES.values(), ids=[name.replace(" ", "-") for name in MORE_SCENES])
-def test_every_order_of_more(scene, tried, thorough):
-    """The same of larger scenes."""
-    if not thorough:
-        pytest.skip("takes minutes; --thorough tries it")
     explore(scene, tried)
 
 

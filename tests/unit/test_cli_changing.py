@@ -8,6 +8,7 @@ import pytest
 from cli_runs import ALL, call, call_json, checkpoints, make_run
 
 import holdfast
+from holdfast.cli import pruning
 from holdfast.store import book, catalog
 
 
@@ -60,6 +61,15 @@ def test_prune_spares_the_pinned(run):
     call("pin", f"{run}@seq=1")
     call("prune", run, "--keep-last", "1", "--yes")
     assert [entry.sequence for entry in catalog.scan(run)] == [1, 2, 4]
+
+
+def test_prune_spares_a_pin_that_came_after_its_look(run, monkeypatch):
+    """The mark of a checkpoint that was published and pinned after the look for debris stays."""
+    look = pruning.debris_in
+    monkeypatch.setattr(pruning, "debris_in", lambda run, entries: look(run, entries[:-1]))
+    call("pin", f"{run}@seq=4")
+    call("prune", run, "--yes")
+    assert [entry.sequence for entry in catalog.scan(run) if entry.pinned] == [4]
 
 
 def test_prune_takes_a_policy(run):

@@ -136,7 +136,7 @@ def _delete(session: Session, verdicts: Sequence[Verdict], keep: Keep, debris: S
                 retention.unmark(session.path, kind, name)
     for path in debris:
         session.lease.check()
-        if path != session.writing:
+        if path != session.writing and not _marks_what_is_there(session.path, path):
             files.remove_tree(path)
     left = [entry for entry in session.entries if str(entry.name) not in deleted]
     newest = next(iter(catalog.newest(left)), None)
@@ -145,6 +145,12 @@ def _delete(session: Session, verdicts: Sequence[Verdict], keep: Keep, debris: S
         session.path, session.writing, str(newest.name) if newest else None, best.name if best else None
     )
     return deleted
+
+
+def _marks_what_is_there(run: str, path: str) -> bool:
+    """Whether a path is the mark of a checkpoint that was published after the look for debris."""
+    directory, name = os.path.split(path)
+    return os.path.basename(directory) in (PINS, ABANDONED) and catalog.is_checkpoint(os.path.join(run, name))
 
 
 # -- what is said --------------------------------------------------------------------------------
