@@ -67,7 +67,8 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"{number:>10,}  {KINDS[kind]}")
     page = config.getoption("--figures")
     if page and not terminalreporter.stats.get("failed") and not terminalreporter.stats.get("error"):
-        _write(page, figures, "make prove" if config.getoption("--thorough") else "make test")
+        thorough = ["--thorough"] if config.getoption("--thorough") else []
+        _write(page, figures, " ".join(["pytest", *config.args, *thorough]))
         terminalreporter.write_line(f"These figures were written into {page}.")
 
 
