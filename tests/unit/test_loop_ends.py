@@ -415,3 +415,13 @@ def test_gradients_gathered_after_a_step(tmp_path, train, die):
     with pytest.raises(ZeroDivisionError):
         train(str(tmp_path / "r"), die)
     assert torch.equal(train(str(tmp_path / "r"), None), straight)
+
+
+def test_zeros_that_were_only_restored_are_saved_as_they_were_found():
+    """A launch that trains no more before its save says of gradients what the checkpoint said that it began from."""
+    from holdfast.torch import edge
+
+    net = torch.nn.Linear(2, 1)
+    things = {"model": net, "optimizer": torch.optim.SGD(net.parameters(), lr=0.1)}
+    edge.set_gradients(things, {}, zeros=True)
+    assert edge.gradients(things, stepped={}) == ({}, True)

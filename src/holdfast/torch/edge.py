@@ -193,7 +193,8 @@ def gradients(
         if parameter.grad is None:
             continue
         known = users.get(id(parameter), bool(stepped))
-        if known and not (id(parameter) in gathered and bool(parameter.grad.any())):
+        # Nothing gathered is nothing pending: a launch that has only restored zeros saves what it found.
+        if (known and id(parameter) not in gathered) or not bool(parameter.grad.any()):
             used.append(name)
         else:
             pending[name] = parameter.grad
