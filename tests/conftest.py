@@ -22,7 +22,7 @@ KINDS = {
     "schedules": "orders of events between contenders for one run",
     "full": "places at which a real file system was full, over its quota or read-only",
     "hostile": "checkpoints made to harm whoever opens them",
-    "safeguards": "safeguards taken out of the code, each missed by a test",
+    "safeguards": "safeguards taken out of the code, and fsyncs out of a recording, each missed by a test",
 }
 BEGIN, END = "<!-- figures: written by the tests, with --figures -->", "<!-- end of figures -->"
 _TRIED = "faults tried"

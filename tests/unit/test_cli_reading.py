@@ -179,6 +179,13 @@ def test_verify_whole(run):
     assert call("verify", f"{run}@best").output.startswith("whole    000002")
 
 
+def test_verify_nothing(tmp_path):
+    """Of a run without a checkpoint nothing is called whole."""
+    with holdfast.Run(tmp_path / "run") as empty:
+        empty.resume()
+    assert call("verify", tmp_path / "run").output == "No checkpoint yet: nothing to verify.\n"
+
+
 @pytest.mark.parametrize("file", ["state.safetensors", "arrays.json", "README.md", "checkpoint.json"])
 def test_verify_names_the_damage(run, file):
     """A flipped bit in any file of one checkpoint is found; the file is named and the code is 5."""

@@ -44,6 +44,8 @@ def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
     bad = [row for row in rows if row["problems"] and row["status"] != "gone"]
     if as_json:
         print_json({"damaged": len(bad), "checkpoints": [_json(row) for row in rows]})
+    elif not rows:
+        click.echo("No checkpoint yet: nothing to verify.")
     elif catalog.is_run(path):
         total = sum(row["size"] for row in rows)
         click.echo(
