@@ -3,9 +3,7 @@
 import errno
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
 
 import pytest
@@ -69,14 +67,6 @@ def zygote():
     zygote = Zygote("holdfast", "numpy")
     yield zygote
     zygote.close()
-
-
-@pytest.fixture
-def memory():
-    """A folder in memory, where there is one."""
-    place = tempfile.mkdtemp(prefix="holdfast-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    yield os.path.realpath(place)
-    shutil.rmtree(place)
 
 
 # Every day each call fails in three ways, which take turns from call to call; `make prove` tries all

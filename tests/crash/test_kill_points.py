@@ -1,9 +1,7 @@
 """P1, P3: killed at every call of the write protocol, and nothing is half-written, lost or left behind."""
 
 import os
-import shutil
 import signal
-import tempfile
 
 import pytest
 from disk_faults import WRITES, Killing, Numbered, Zygote, child, files, prepared, succeed
@@ -25,14 +23,6 @@ def zygote_of_torch():
     zygote = Zygote("torch", "holdfast.torch", "holdfast.exchange.importing", "safetensors.torch")
     yield zygote
     zygote.close()
-
-
-@pytest.fixture
-def memory():
-    """A folder in memory, where there is one: it is the protocol that is tried here, not the disk."""
-    place = tempfile.mkdtemp(prefix="holdfast-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    yield os.path.realpath(place)
-    shutil.rmtree(place)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -83,19 +83,9 @@ class Failing(files.System):
         return getattr(files.System, name)(self, *args)
 
 
-for _name in (
-    "open",
-    "pwrite",
-    "write",
-    "truncate",
-    "fsync",
-    "mkdir",
-    "rename",
-    "exchange",
-    "unlink",
-    "rmdir",
-):
-    setattr(Failing, _name, lambda self, *args, _name=_name: self._call(_name, *args))
+for _name in vars(files.System):
+    if not _name.startswith("_"):
+        setattr(Failing, _name, lambda self, *args, _name=_name: self._call(_name, *args))
 
 
 def test_a_storage_that_dies_at_any_call(tmp_path, monkeypatch):
