@@ -9,8 +9,9 @@ A Ctrl-C may hit the main thread anywhere in here. `threading.Condition` and `Ev
 Python and can be left locked by it, which would hang everyone else; so what the main thread
 touches are plain locks and `SimpleQueue`, which are not interrupted half-way.
 
-There are two crews: "blocks" copies, digests, reads and writes; "publish" has one thread, whose
-tasks may wait for tasks of the other. A task of "blocks" must not wait for another of "blocks".
+There are three crews: "blocks" copies, digests and reads; "disk" writes blocks and nothing else (a
+thread that copies between two writes keeps the disk waiting: a sixth slower, with the same work);
+"publish" has one thread, whose tasks may wait for tasks of the others. Nothing else waits for a task.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Literal
 
 from holdfast.errors import UsageError
 
-Crew = Literal["blocks", "publish"]
+Crew = Literal["blocks", "disk", "publish"]
 Task = Callable[[], object]
 _SLICE = 0.5  # seconds that the main thread waits at a time
 
@@ -166,7 +167,8 @@ class _Process:
 
     def __init__(self) -> None:
         count = min(4, max(2, os.cpu_count() or 1))
-        self.teams: dict[Crew, _Team] = {"blocks": _Team("blocks", count), "publish": _Team("publish", 1)}
+        sizes: dict[Crew, int] = {"blocks": count, "disk": count, "publish": 1}
+        self.teams = {name: _Team(name, size) for name, size in sizes.items()}
         self.lock = threading.Lock()
         self.watched = False
 
@@ -180,9 +182,10 @@ class _Process:
 
     def _await_end(self) -> None:
         threading.main_thread().join()
-        # In this order: what is being published may still need the other crew.
+        # In this order: what is being published may still need the other crews.
         self.teams["publish"].end()
         self.teams["blocks"].end()
+        self.teams["disk"].end()
 
 
 _process = _Process()

@@ -1,10 +1,10 @@
 """Arrays to payload files: one mechanism for saves that block and saves in the background.
 
-A block passes two phases: it is *filled* (the arrays' bytes are copied into a staging buffer and
-looked at for NaN while they are in the cache) and *written* (its digest is taken, then it goes to
-the file). Fills come before writes while a buffer is free. So with a handful of buffers the save
-streams in bounded memory; with one buffer per block everything is copied before much is written,
-and the training goes on. Nothing else differs between the two.
+A block passes three phases: it is *filled* (the arrays' bytes are copied into a staging buffer and
+looked at for NaN while they are in the cache), its *digest* is taken, and it is *written*. One crew
+fills and digests, another writes. With a handful of buffers the save streams in bounded memory, each
+block digested while it is in the cache still; with one buffer per block everything is copied before
+the first digest is taken, and the training goes on. Nothing else differs between the two.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import xxhash
@@ -27,7 +28,9 @@ from holdfast.payload.staging import Buffer
 
 # Below this, the page cache takes a file at once, and direct I/O waits for the device per call.
 DIRECT_FROM = 1 << 20
+# What a save streams through: one for each thread and one between them, but never more than 112 MiB.
 _SPARE_BUFFERS = 1
+_MOST_TO_STREAM = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,14 @@ class Save:
         self._lock = threading.Lock()
         self._files: list[_File] = []
         self._to_fill: deque[tuple[int, int]] = deque()  # (file, number of the block)
+        self._to_digest: deque[tuple[int, int, Buffer]] = deque()
         self._to_write: deque[tuple[int, int, Buffer]] = deque()
         self._free: list[Buffer] = []
         self._held: list[Buffer] = []  # all buffers that are not given back yet
         self._unfilled = 0
-        self._crew = 0
+        self._streams = False
+        self._most: dict[threads.Crew, int] = {"blocks": 0, "disk": 0}  # threads that this save asks for
+        self._at_work: dict[threads.Crew, int] = {"blocks": 0, "disk": 0}
         self._started = self._closed = False
         self._error: BaseException | None = None
         self._copied, self._done = threads.Ticket(), threads.Ticket()
@@ -108,20 +114,19 @@ class Save:
                 self._files.append(_File(plan, disk, count))
                 self._to_fill.extend((index, number) for number in range(count))
             self._unfilled = len(self._to_fill)
-            workers = min(threads.size("blocks"), self._unfilled)
-            wanted = max(workers + _SPARE_BUFFERS, self._staging // self._block)
-            self._free = staging_.pool.take(min(wanted, self._unfilled))
+            self._most = {crew: min(threads.size(crew), self._unfilled) for crew in self._most}
+            wanted = min(sum(self._most.values()) + _SPARE_BUFFERS, _MOST_TO_STREAM)
+            self._free = staging_.pool.take(min(max(wanted, self._staging // self._block), self._unfilled))
+            self._streams = len(self._free) < self._unfilled
         except BaseException as error:
             self._close(error)
             raise
         self._held = list(self._free)
-        if not workers:
+        if not self._unfilled:
             self._close(None)
-        for _ in range(workers):
-            # One by one, so that an interrupt between two leaves a save that still ends.
-            with self._lock:
-                self._crew += 1
-            threads.submit("blocks", self._work)
+        # One by one, so that an interrupt between two leaves a save that still ends.
+        while self._call("blocks"):
+            pass
 
     def wait_copied(self) -> None:
         """Returns when every array's bytes are copied; raises what stopped the save before that."""
@@ -149,61 +154,95 @@ class Save:
         error = UsageError("The save was cancelled before it was complete. Save again.")
         self._fail(error)
         with self._lock:
-            idle = not self._crew
+            idle = not any(self._at_work.values())
         if idle:
             self._close(error)
         self._done.join()
 
     # -- in the worker threads ----------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _call(self, crew: threads.Crew) -> bool:
+        """Asks for one more thread of a crew, if there is work for it."""
+        with self._lock:
+            needed = self._error is None and self._at_work[crew] < self._most[crew] and self._has_work(crew)
+            if needed:
+                self._at_work[crew] += 1
+        if needed:
+            threads.submit(crew, lambda: self._work(crew))
+        return needed
+
+    def _has_work(self, crew: threads.Crew) -> bool:
+        if crew == "disk":
+            return bool(self._to_write)
+        return bool(self._to_fill and self._free) or bool(self._to_digest)
+
+    def _work(self, crew: threads.Crew) -> None:
         try:
-            while self._step():
+            while self._step(crew):
                 pass
         except BaseException as error:
             self._fail(error)
+            self._leave(crew)
+
+    def _leave(self, crew: threads.Crew) -> None:
         with self._lock:
-            self._crew -= 1
-            last = not self._crew
+            self._at_work[crew] -= 1
+            last = not any(self._at_work.values())
         if last:
             self._close(self._error)
 
-    def _step(self) -> bool:
-        """Fills or writes one block. False: there is none for this thread.
+    def _step(self, crew: threads.Crew) -> bool:
+        """Takes one block through its next phase. False: there is none for this thread, which has left.
 
-        A thread that finds no free buffer and nothing to write may leave: each buffer is in the
-        hands of another, who will come back here with it.
+        It may leave although the save goes on: whoever has a block in hand calls for the crew that
+        is to have it next.
         """
         with self._lock:
-            if self._error is not None:
-                return False
-            if self._to_fill and self._free:
-                index, number = self._to_fill.popleft()
-                buffer = self._free.pop()
-                phase = self._fill
-            elif self._to_write:
-                index, number, buffer = self._to_write.popleft()
-                phase = self._write
-            else:
-                return False
+            phase: Callable[[int, int, Buffer], None] | None = None
+            if self._error is None:
+                if crew == "disk":
+                    if self._to_write:
+                        (index, number, buffer), phase = self._to_write.popleft(), self._write
+                elif self._to_fill and self._free:
+                    (index, number), buffer, phase = self._to_fill.popleft(), self._free.pop(), self._fill
+                elif self._to_digest:
+                    (index, number, buffer), phase = self._to_digest.popleft(), self._digest
+            if phase is None:
+                # In the same breath as the look, so that who brings work sees that this one is gone.
+                self._at_work[crew] -= 1
+                last = not any(self._at_work.values())
+        if phase is None:
+            if last:
+                self._close(self._error)
+            return False
         phase(index, number, buffer)
+        self._call("disk" if crew == "blocks" else "blocks")
         return True
 
     def _fill(self, index: int, number: int, buffer: Buffer) -> None:
         self._filling.fill(index, number, buffer.bytes)
         with self._lock:
-            self._to_write.append((index, number, buffer))
+            if not self._streams:
+                self._to_digest.append((index, number, buffer))
             self._unfilled -= 1
             copied = not self._unfilled
         if copied:
             self._filling.release()
             self._copied.finish()
+        if self._streams:
+            self._digest(index, number, buffer)
+
+    def _digest(self, index: int, number: int, buffer: Buffer) -> None:
+        file = self._files[index]
+        size = min(self._block, file.plan.size - number * self._block)
+        file.digests[number] = xxhash.xxh3_128_digest(buffer.view[:size])
+        with self._lock:
+            self._to_write.append((index, number, buffer))
 
     def _write(self, index: int, number: int, buffer: Buffer) -> None:
         file = self._files[index]
         start = number * self._block
         size = min(self._block, file.plan.size - start)
-        file.digests[number] = xxhash.xxh3_128_digest(buffer.view[:size])
         if file.disk.direct and size % ALIGNMENT:
             # What the buffer holds after the end goes along; `finish` cuts it off.
             size = -(-size // ALIGNMENT) * ALIGNMENT
@@ -245,6 +284,7 @@ class Save:
         staging_.pool.give(self._held)
         self._held, self._free = [], []
         self._to_fill.clear()
+        self._to_digest.clear()
         self._to_write.clear()
         self._filling.release()
         self._copied.finish(error)
