@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from holdfast import files, stage
 from holdfast.errors import (
@@ -20,16 +20,9 @@ from holdfast.errors import (
     nearest,
 )
 from holdfast.format import names, sealed
-from holdfast.format.manifest import (
-    ARRAYS_FILE,
-    CHECKPOINT_FILE,
-    READ_LIMIT_ARRAYS,
-    Arrays,
-    Manifest,
-    PayloadRecord,
-    Progress,
-    decode_arrays,
-)
+from holdfast.format.manifest import CHECKPOINT_FILE, Manifest, Progress
+from holdfast.format.summary import Summary, summarize
+from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, PayloadRecord, decode_arrays
 from holdfast.state import adapters, capture, garbage, tree
 from holdfast.state.part import Plan, SavedPart
 from holdfast.store import catalog, retention
@@ -62,10 +55,12 @@ class Checkpoint:
 
     """
 
-    def __init__(self, path: str, reference: str | None = None) -> None:
+    def __init__(self, path: str, reference: str | None = None, *, summary: Summary | None = None) -> None:
         self.path = os.path.abspath(path)
         self._reference = reference
-        self._manifest = catalog.read_manifest(self.path)
+        # With a summary, as one of thousands, it is read as a whole when somebody asks for more.
+        self._summary = summary
+        self._read = catalog.read_manifest(self.path) if summary is None else None
         self._arrays: Arrays | None = None
         self._looks = 0
 
@@ -78,24 +73,38 @@ class Checkpoint:
         return self._manifest
 
     @property
+    def _manifest(self) -> Manifest:
+        if self._read is None:
+            self._take(catalog.read_manifest(self.path))
+        return cast("Manifest", self._read)
+
+    def _take(self, manifest: Manifest) -> None:
+        self._read, self._summary, self._arrays = manifest, None, None
+
+    @property
+    def _known(self) -> Manifest | Summary:
+        """What says its name, its metrics and when it was made."""
+        return self._summary or self._manifest
+
+    @property
     def name(self) -> str:
-        return self._manifest.name
+        return self._known.name
 
     @property
     def sequence(self) -> int:
-        return self._manifest.sequence
+        return self._known.sequence
 
     @property
     def progress(self) -> Progress:
-        return self._manifest.progress
+        return self._known.progress
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return self._mapping("metrics", self._manifest.metrics)
+        return self._mapping("metrics", self._known.metrics)
 
     @property
     def created(self) -> str:
-        return self._manifest.created
+        return self._known.created
 
     @property
     def config(self) -> Any:
@@ -223,13 +232,15 @@ class Checkpoint:
 
     def read(self, plan: Plan, progress: Callable[[int], None] | None = None) -> None:
         """Reads and checks what a plan asks for, then finishes it."""
-        if plan.requests:
+        batches = plan.small.sealed()
+        if plan.requests or batches:
             from holdfast.payload import reader
 
             reader.read(
                 self.path,
                 self._records(),
                 plan.requests,
+                batches=batches,
                 names=self._names_in,
                 progress=progress,
                 block_size=self.arrays().block_size,
@@ -372,9 +383,10 @@ class Checkpoint:
             current = open_checkpoint(self._reference)
         else:
             return False
-        if current.path == self.path and current.manifest == self._manifest:
+        if current.path == self.path and current.manifest == self._read:
             return stale
-        self.path, self._manifest, self._arrays = current.path, current.manifest, None
+        self.path = current.path
+        self._take(current.manifest)
         return True
 
     # -- checking, pinning -------------------------------------------------------------------
@@ -382,6 +394,8 @@ class Checkpoint:
     def verify(self, progress: Callable[[int], None] | None = None) -> list[HoldfastError]:
         """Reads every byte of every file; the list of what is damaged is empty when it is whole."""
         problems = self._look_again()
+        if self._read is None:
+            return problems
         for name in self._manifest.files:
             if name.endswith(".safetensors"):
                 continue
@@ -427,17 +441,19 @@ class Checkpoint:
             return [self._damaged(CHECKPOINT_FILE, text, None, str(error))]
         except HoldfastError as error:
             return [error]
+        if self._read is None:
+            self._take(current)
         own = self._manifest
         if (current.run, current.name, current.sequence) != (own.run, own.name, own.sequence):
             text = f"{CHECKPOINT_FILE} is that of another checkpoint, {current.name}"
             return [self._damaged(CHECKPOINT_FILE, text, own.name, current.name)]
         if current != own:
-            self._manifest, self._arrays = current, None
+            self._take(current)
         return []
 
     def total_bytes(self) -> int:
         """Bytes of all files that the manifest lists."""
-        return sum(file.size for file in self._manifest.files.values())
+        return self._summary.size if self._summary is not None else summarize(self._manifest).size
 
     def pin(self) -> None:
         """Keeps this checkpoint whatever the policy says. Takes no lease."""
@@ -472,6 +488,7 @@ def _digest_of(record: PayloadRecord) -> str:
 _UNASKED = names.RESERVED_PARTS - {"state"}
 
 
+@garbage.paused()
 def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
     """A checkpoint by reference: a path, ``RUN``, ``RUN@best``, ``RUN@step=4690``, ``RUN@-2``, …
 

@@ -17,7 +17,7 @@ from typing import Any
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import FormatError, HoldfastError
 from holdfast.format import dtypes
-from holdfast.format.manifest import ArrayEntry
+from holdfast.format.table import ArrayEntry
 from holdfast.state import tree
 from holdfast.state.part import Plan, SavedPart
 

@@ -6,16 +6,13 @@ from its package's metadata.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
 import os
 import platform
-import statistics
 import time
-from typing import Any
 
 from holdfast import files
+from holdfast.cost import SUGGESTED, Choice, SaveCost, choices, save_cost, suggested_interval, used_every
 from holdfast.errors import NotFoundError, UsageError
 from holdfast.storage import file_system_type, free_bytes, refuse_object_store
 from holdfast.store import book, catalog, quota
@@ -26,10 +23,8 @@ TEST_FILE = ".doctor-"
 """How the name of the test file begins; what a killed examination left is removed by `prune`."""
 
 _PACKAGES = ("holdfast", "numpy", "xxhash", "msgspec", "torch")
-_SAVES = 20  # of the last ones
 _BLOCK = 16 << 20
 _VOLATILE = ("tmpfs", "ramfs")
-_BUSY_SHARE = 0.01  # of the training's time, for the suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +58,6 @@ class Storage:
 
 
 @dataclasses.dataclass(frozen=True)
-class SaveCost:
-    """What the last saves of a run cost, from its history: medians, and the worst hold."""
-
-    saves: int
-    bytes: int
-    held_seconds: float
-    longest_held_seconds: float
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Report:
     """Everything that `examine` found."""
 
@@ -84,6 +68,7 @@ class Report:
     run: str | None
     holder: str | None
     cost: SaveCost | None
+    intervals: list[Choice]
     slurm: dict[str, str]
     suggestions: list[str]
 
@@ -108,7 +93,9 @@ def examine(directory: str | os.PathLike[str], *, write: bool = True) -> Report:
             raise NotFoundError(f"{existing} is a file; name a directory.", path=existing, candidates=[])
         existing = os.path.dirname(existing)
     storage = _storage(existing, write=write)
-    cost = save_cost(book.read_events(place)) if is_run else None
+    events = book.read_events(place) if is_run else []
+    cost = save_cost(events)
+    intervals = choices(cost, used_every(events)) if cost is not None else []
     slurm = _slurm()
     holder = holder_of(place) if is_run else None
     return Report(
@@ -119,8 +106,9 @@ def examine(directory: str | os.PathLike[str], *, write: bool = True) -> Report:
         run=place if is_run else None,
         holder=holder.describe() if holder is not None and not holder.released else None,
         cost=cost,
+        intervals=intervals,
         slurm=slurm,
-        suggestions=_suggestions(storage, cost),
+        suggestions=_suggestions(storage, cost, intervals),
     )
 
 
@@ -191,38 +179,10 @@ def _time_write(directory: str, count: int, *, direct: bool) -> float:
             files.remove_file(path)
 
 
-# -- cost and advice ---------------------------------------------------------------------------
+# -- advice ---------------------------------------------------------------------------
 
 
-def save_cost(events: list[dict[str, Any]]) -> SaveCost | None:
-    """Medians over the last saves in a run's history; None without any."""
-    saves = []
-    for event in events:
-        if event.get("event") != "save":
-            continue
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
-            row = (float(event["held_seconds"]), float(event["seconds"]), int(event["bytes"]))
-            if all(math.isfinite(value) and value >= 0 for value in row):
-                saves.append(row)
-    saves = saves[-_SAVES:]
-    if not saves:
-        return None
-    held, seconds, sizes = zip(*saves, strict=True)
-    return SaveCost(
-        saves=len(saves),
-        bytes=int(statistics.median(sizes)),
-        held_seconds=statistics.median(held),
-        longest_held_seconds=max(held),
-        seconds=statistics.median(seconds),
-    )
-
-
-def suggested_interval(cost: SaveCost) -> float:
-    """Seconds between saves that cost the training about 1 %, and leave each one time to be written."""
-    return max(cost.held_seconds / _BUSY_SHARE, 2 * cost.seconds, 1.0)
-
-
-def _suggestions(storage: Storage, cost: SaveCost | None) -> list[str]:
+def _suggestions(storage: Storage, cost: SaveCost | None, intervals: list[Choice]) -> list[str]:
     said = []
     if storage.type in _VOLATILE:
         said.append(f"{storage.path} is memory ({storage.type}): checkpoints there do not survive a reboot.")
@@ -239,12 +199,13 @@ def _suggestions(storage: Storage, cost: SaveCost | None) -> list[str]:
     if storage.quota is not None and storage.quota.left is not None:
         left = min(left, storage.quota.left)
     if cost is not None:
-        interval = suggested_interval(cost)
-        said.append(
-            f"A save holds the training for {cost.held_seconds:.2g} s. Every(minutes={_minutes(interval)}) would cost "
-            f"it about {100 * cost.held_seconds / (60 * _minutes(interval)):.1g} % of its time; a kill then costs at "
-            f"most that much work."
-        )
+        if not any(choice.used for choice in intervals):
+            seconds = suggested_interval(cost)
+            said.append(
+                f"A save costs the training {cost.cost_seconds:.2g} s. With every={SUGGESTED} it would be saved every "
+                f"{_shown(seconds)}, for {100 * cost.cost_seconds / seconds:.2g} % of its time; a kill then costs at "
+                f"most that much work."
+            )
         if left < 3 * cost.bytes:
             said.append(
                 f"Only {left:,} bytes are left here, and a checkpoint takes {cost.bytes:,}: free some space, or keep "
@@ -254,17 +215,20 @@ def _suggestions(storage: Storage, cost: SaveCost | None) -> list[str]:
         gigabyte = 1e9 / storage.write_speed
         said.append(
             f"Writing 1 GB durably takes about {gigabyte:.2g} s here; Holdfast writes behind the training, so "
-            f"Every(minutes=10) is a good start. After some saves, `holdfast doctor RUN` knows their real cost."
+            f"Every(minutes=10) is a good start, and {SUGGESTED} finds out by itself. After some saves, "
+            f"`holdfast doctor RUN` knows their real cost."
         )
     return said
 
 
-def _minutes(interval: float) -> int | float:
-    """An interval as one would write it."""
-    for choice in (0.5, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120):
-        if interval <= 60 * choice:
-            return choice
-    return round(interval / 60)
+def _shown(seconds: float) -> str:
+    return (
+        f"{seconds:.2g} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} minutes"
+    )
 
 
 # -- Slurm -------------------------------------------------------------------------------------

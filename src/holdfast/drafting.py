@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast import files, stage
@@ -109,9 +109,10 @@ def draft_of(
     *,
     staging: int = 0,
     extra: Mapping[str, bytes] | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> Draft:
     parts = {part: (state.kind, state.skeleton, state.arrays) for part, state in states.items()}
-    return Draft(parent, name, parts, staging=staging, extra=extra)
+    return Draft(parent, name, parts, staging=staging, extra=extra, confirm=confirm)
 
 
 def describe_parts(

@@ -8,7 +8,6 @@ one, the kernel may have dropped the dirty pages, and a second call would report
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import stat
@@ -280,6 +279,9 @@ def point_link(path: Path, target: str, scratch: Path) -> None:
         system.rename(scratch, path)
 
 
+_SMALL = 1 << 16
+
+
 def read_file(path: Path, limit: int, *, text: bool = False) -> bytes:
     """A regular file's bytes. Links are not followed; more than `limit` bytes is a `FormatError`.
 
@@ -287,29 +289,39 @@ def read_file(path: Path, limit: int, *, text: bool = False) -> bytes:
     """
     fd = open_for_reading(path)
     try:
-        with translated(path, "read"):
-            size = os.fstat(fd).st_size
-            pieces: list[bytes] = []
-            done = 0
-            while size <= limit and (piece := os.read(fd, max(1, min(size + 1, 1 << 24)))):
-                if text and b"\0" in piece:
-                    raise FormatError(
-                        f"{os.fspath(path)} is no text: byte {done + piece.index(0):,} is zero.",
-                        path=os.fspath(path),
-                    )
-                pieces.append(piece)
-                done += len(piece)
-                size = max(size, done)  # somebody may be adding to it
-            if size > limit:
-                raise FormatError(
-                    f"{os.fspath(path)} has {size:,} bytes; such a file has at most {limit:,}.",
-                    path=os.fspath(path),
-                    expected=limit,
-                    found=size,
-                )
-            return b"".join(pieces)
+        # Most are small, and there are very many: they are not asked for their size first.
+        first, more = os.read(fd, _SMALL), os.read(fd, 1)
+        if not more and len(first) <= limit and not (text and b"\0" in first):
+            return first
+        return _read_on(fd, first + more, path, limit, text=text)
+    except OSError as error:
+        raise storage_error(error, path, "read") from error
     finally:
         os.close(fd)
+
+
+def _read_on(fd: int, piece: bytes, path: Path, limit: int, *, text: bool) -> bytes:
+    size = max(os.fstat(fd).st_size, len(piece))
+    pieces: list[bytes] = []
+    done = 0
+    while size <= limit and piece:
+        if text and b"\0" in piece:
+            raise FormatError(
+                f"{os.fspath(path)} is no text: byte {done + piece.index(0):,} is zero.",
+                path=os.fspath(path),
+            )
+        pieces.append(piece)
+        done += len(piece)
+        size = max(size, done)  # somebody may be adding to it
+        piece = os.read(fd, max(1, min(size + 1, 1 << 24)))
+    if size > limit:
+        raise FormatError(
+            f"{os.fspath(path)} has {size:,} bytes; such a file has at most {limit:,}.",
+            path=os.fspath(path),
+            expected=limit,
+            found=size,
+        )
+    return b"".join(pieces)
 
 
 def read_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
@@ -354,9 +366,11 @@ def open_for_reading(path: Path) -> int:
             raise _no_regular_file(path) from error  # a socket, or a device that is not there
         raise storage_error(error, path, "open") from error
     try:
-        with translated(path, "look at"):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise _no_regular_file(path)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _no_regular_file(path)
+    except OSError as error:
+        os.close(fd)
+        raise storage_error(error, path, "look at") from error
     except BaseException:
         os.close(fd)
         raise
@@ -489,6 +503,8 @@ _RENAME_EXCHANGE = 2
 
 
 def _exchange(one: bytes, other: bytes) -> None:
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.errors import UsageError
@@ -11,7 +11,7 @@ from holdfast.format.manifest import HISTORY_ROWS
 from holdfast.log import logger
 from holdfast.state import tree
 from holdfast.store import book
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 
 _ROWS_AT_ONCE = 1000
 
@@ -56,18 +56,18 @@ class Journal:
         if rows:
             book.note_events(run, rows)
 
-    def check_once(self, entries: Iterable[Entry]) -> None:
+    def check_once(self, entries: Sequence[Entry]) -> None:
         """The warning of `check`, once."""
         if not self._checked:
             self._checked = True
             self.check(entries, final=False)
 
-    def check(self, entries: Iterable[Entry], *, final: bool) -> None:
+    def check(self, entries: Sequence[Entry], *, final: bool) -> None:
         """Warns of a metric that Keep ranks by and nobody logs; at the end it is a `UsageError`."""
         metric = self._metric
         if metric is None or metric in self._logged or any(metric in row for row in self.history):
             return
-        if any(entry.manifest is not None and metric in entry.manifest.metrics for entry in entries):
+        if any(entry.summary is not None and metric in entry.summary.metrics for entry in reversed(entries)):
             return
         logged = sorted(self._logged)
         near = difflib.get_close_matches(metric, logged, n=1, cutoff=0.3)

@@ -8,6 +8,7 @@ leaving a loop by `break` or by an exception closes them at once, and is noticed
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ class Loop:
         """The manifest of an interrupted epoch, until its batches are entered again."""
         self.first_epoch = True
         self._pid = os.getpid()
-        self._current: Generator[tuple[int, Any], None, None] | None = None
+        # Weak, so that leaving the batches by `break` ends them there and then.
+        self._current: weakref.ref[Generator[tuple[int, Any], None, None]] | None = None
         self._warned: set[str] = set()
         self._assumed: list[str] = []
         """Generators that a resume took for untouched by the body's top, without knowing it."""
@@ -77,7 +79,10 @@ class Loop:
         self.first_epoch, self.batches_entered = True, False
         self.again = manifest if manifest is not None and manifest.progress.entered else None
         training.restart_counters()
+        training.pace.enter()
         training.loader.ended = {}
+        training.read_ahead()
+        training.overlap.install(training.things)
         training.signals.install()
         return True
 
@@ -100,6 +105,7 @@ class Loop:
         self._close_batches()
         if training.loader.source is not None:
             training.loader.source.close()
+        training.overlap.settle()
         if not early or training.session is None:
             return
         if training.signals.impatient:
@@ -152,10 +158,10 @@ class Loop:
     def steps(self, goal: int) -> Iterator[int]:
         training = self.training
         every = training.options.every
-        if every.epochs is not None and every.steps is None and every.minutes is None:
+        if every.epochs is not None and every.steps is None and every.minutes is None and not every.paced:
             raise UsageError(
                 f"every={every!r} never comes due in a loop without epochs. "
-                f"Next: Every(steps=1000), or Every(minutes=10).",
+                f"Next: Every(steps=1000), Every(minutes=10), or Every(overhead=0.01).",
                 found=repr(every),
             )
         if not self.enter("steps", goal):
@@ -168,7 +174,7 @@ class Loop:
                 training.count_step()
                 training.stopped = training.stopping
                 last = training.position.step >= goal or training.stopped
-                training.boundary(last=last)
+                training.boundary(last=last, between=not last)
                 if training.stopped:
                     break
             early = False
@@ -181,7 +187,7 @@ class Loop:
 
     def _close_batches(self) -> None:
         """Ends the batches of an epoch that somebody still holds in a variable."""
-        current, self._current = self._current, None
+        current, self._current = self._current() if self._current is not None else None, None
         if current is not None:
             current.close()
 
@@ -193,7 +199,7 @@ class Loop:
 
     def _batches(self, loader: Any, own: list[Any]) -> Generator[tuple[int, Any], None, None]:
         source = self._enter_batches(loader)
-        self._current = own[0]
+        self._current = weakref.ref(own.pop())
         training = self.training
         handed_out, ended = False, False
         try:
@@ -204,6 +210,7 @@ class Loop:
                 except StopIteration:
                     training.position.exhausted = ended = True
                     self._current = None
+                    training.overlap.settle()
                     return
                 training.hand_out()
                 handed_out = True
@@ -213,7 +220,7 @@ class Loop:
                 training.count_batch(source.samples_out)
                 length = source.length()
                 training.position.exhausted = length is not None and training.position.batch >= length
-                training.boundary()
+                training.boundary(between=not training.position.exhausted)
         except BaseException:
             self._current = None
             raise
@@ -221,7 +228,10 @@ class Loop:
             if handed_out:  # left by break: the batch in hand counts as done
                 training.count_batch(source.samples_out)
             if not ended and os.getpid() == self._pid:
-                source.close()  # an epoch that came to its end leaves persistent workers alive
+                try:
+                    source.close()  # an epoch that came to its end leaves persistent workers alive
+                finally:
+                    training.overlap.settle()
 
     def _enter_batches(self, loader: Any) -> Source:
         if self.active != "epochs":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from holdfast import hyperparameters
@@ -12,9 +12,11 @@ from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
+from holdfast.session import Session
 from holdfast.state import adapters, capture, environment, garbage, streams, tree
 from holdfast.state.part import Plan, SavedPart
 from holdfast.store import book, catalog
+from holdfast.store.entry import Entry
 from holdfast.training import Position, Training
 
 # Parts up to this size are restored a second time when an epoch is entered again; see `restore_again`.
@@ -48,20 +50,9 @@ def resume(training: Training) -> Manifest | None:
 def _resume(training: Training) -> Manifest | None:
     session = training.open()
     hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
-    candidates = catalog.newest(session.entries)
-    broken = [entry for entry in session.entries if entry.problem is not None and not entry.abandoned]
-    first = candidates[0].sequence if candidates else 0
-    for entry in broken:
-        if entry.problem is not None and entry.problem.facts.get("newer") and entry.sequence > first:
-            raise entry.problem  # an upgrade reads it; going on from an older one would lose it
-        if entry in broken[-_TOLD:]:
-            logger.warning("Passed over %s: %s", entry.name, entry.problem)
-        if entry.manifest is None:  # and not foreign
-            book.note_event(session.path, "damaged", name=str(entry.name), problem=str(entry.problem))
-    if len(broken) > _TOLD:
-        logger.warning("Passed over %d older ones as well: holdfast verify names them.", len(broken) - _TOLD)
+    broken: list[Entry] = []
     failures: list[DamagedError | FormatError] = []
-    for entry in candidates:
+    for entry in _candidates(session, broken):
         try:
             manifest = _restore(training, entry.path)
         except (DamagedError, FormatError, NotFoundError) as error:
@@ -70,9 +61,9 @@ def _resume(training: Training) -> Manifest | None:
             failure = error if not isinstance(error, NotFoundError) else FormatError(str(error))
             failures.append(failure)
             entry.problem = failure  # it counts no more: neither as one of the last nor as the best
-            session.touch()
-            logger.warning("Passed over %s: %s", entry.name, getattr(error, "brief", error))
-            book.note_event(session.path, "damaged", name=str(entry.name), problem=str(error))
+            session.touch(entry)
+            logger.warning("Passed over %s: %s", entry.folder, getattr(error, "brief", error))
+            book.note_event(session.path, "damaged", name=entry.folder, problem=str(error))
             continue
         training.torn = False
         book.note_event(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
@@ -80,7 +71,7 @@ def _resume(training: Training) -> Manifest | None:
     if failures:
         raise _nothing_left(session.path, failures, changed=training.torn)
     # Foreign ones among them: a run whose checkpoints were renamed, or whose run.json is another's, is not new.
-    problems = [entry.problem for entry in reversed(broken)]
+    problems = [entry.problem for entry in broken]
     if problems:
         raise _nothing_left(session.path, problems, changed=False)
     if session.entries:
@@ -88,10 +79,53 @@ def _resume(training: Training) -> Manifest | None:
             f"All {len(session.entries)} checkpoints of {session.path} are marked abandoned: the one that a rewind went "
             f"back to is gone. Next: holdfast rewind {session.path} @seq={session.entries[-1].sequence} takes the newest "
             f"of them up again; to begin anew, use another directory.",
-            found=[str(entry.name) for entry in session.entries],
+            found=[entry.folder for entry in session.entries],
         )
     _start_fresh(training)
     return None
+
+
+def _candidates(session: Session, broken: list[Entry]) -> Iterator[Entry]:
+    """What may be resumed from, best first; before each, the broken ones that were met on the way to it are told.
+
+    Older ones than that are not looked at.
+
+    Args:
+        session: the run.
+        broken: takes the broken ones, newest first.
+
+    """
+    unseen, first = list(session.entries), None
+    candidates = catalog.newest(session.entries)
+    while True:
+        candidate = next(candidates, None)
+        if first is None:
+            first = candidate.sequence if candidate is not None else 0
+        # A marked one is a candidate once all others have been looked at.
+        far = candidate.sequence if candidate is not None and candidate.clean else 0
+        met = []
+        while unseen and unseen[-1].sequence >= far:
+            entry = unseen.pop()
+            if not entry.abandoned and entry.problem is not None:
+                met.append(entry)
+        _tell(session, met, first)
+        broken += met
+        if candidate is None:
+            return
+        yield candidate
+
+
+def _tell(session: Session, met: list[Entry], first: int) -> None:
+    for entry in met:
+        if entry.problem is not None and entry.problem.facts.get("newer") and entry.sequence > first:
+            raise entry.problem  # an upgrade reads it; going on from an older one would lose it
+    for number, entry in enumerate(reversed(met)):
+        if number >= len(met) - _TOLD:
+            logger.warning("Passed over %s: %s", entry.folder, entry.problem)
+        if not entry.foreign:
+            book.note_event(session.path, "damaged", name=entry.folder, problem=str(entry.problem))
+    if len(met) > _TOLD:
+        logger.warning("Passed over %d older ones as well: holdfast verify names them.", len(met) - _TOLD)
 
 
 def _nothing_left(path: str, failures: list[Any], *, changed: bool) -> HoldfastError:
@@ -252,7 +286,7 @@ def _restore_streams(random: dict[str, Any], path: str) -> None:
 
 def _read(checkpoint: Checkpoint, plan: Plan) -> None:
     """Reads with a progress line for states that take long."""
-    total = sum(request.stop - request.start for request in plan.requests)
+    total = plan.nbytes
     started, shown = time.monotonic(), [time.monotonic()]
     done = [0]
 

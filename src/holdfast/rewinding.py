@@ -17,7 +17,7 @@ from holdfast.format.manifest import Manifest
 from holdfast.log import logger
 from holdfast.session import Session
 from holdfast.store import book, catalog, retention
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def rewind(
 
 def find_in(run: str, entries: Sequence[Entry], reference: str) -> Entry:
     """The checkpoint of this run that a reference means; a bare selector or name will do."""
-    by_name = {str(entry.name): entry for entry in entries}
+    by_name = {entry.folder: entry for entry in entries}
     if reference in by_name:
         return by_name[reference]
     parsed = names.parse_reference(f"{run}{reference}" if reference.startswith("@") else reference)
@@ -117,14 +117,14 @@ def _check_target(target: Entry, entries: Sequence[Entry], progress: Callable[[i
     """Refuses what a launch would not resume from."""
     if target.problem is not None:
         raise target.problem
-    if target.manifest is not None and target.manifest.nan:
-        older = [entry for entry in entries if entry.clean and entry.sequence < target.sequence]
-        if older:
+    if target.nan:
+        older = next((e for e in reversed(entries) if e.sequence < target.sequence and e.clean), None)
+        if older is not None:
             raise UsageError(
-                f"{target.path} is marked NaN ({', '.join(target.manifest.nan[:3])}); a launch would pass it over "
-                f"for {older[-1].name}. Nothing was changed. Next: holdfast rewind RUN @seq={older[-1].sequence}",
+                f"{target.path} is marked NaN ({', '.join(target.nan[:3])}); a launch would pass it over "
+                f"for {older.folder}. Nothing was changed. Next: holdfast rewind RUN @seq={older.sequence}",
                 path=target.path,
-                found=target.manifest.nan,
+                found=target.nan,
             )
     problems = Checkpoint(target.path).verify(progress)
     if problems:
@@ -136,23 +136,23 @@ def _rewind(session: Session, path: str) -> Rewound:
     target = next((entry for entry in entries if entry.path == path), None)
     if target is not None and target.problem is not None:
         raise target.problem
-    if target is None or target.manifest is None:
+    if target is None:
         raise NotFoundError(
             f"{path} was deleted meanwhile; nothing was changed. Next: holdfast ls {run}",
             path=path,
-            candidates=[str(entry.name) for entry in entries],
+            candidates=[entry.folder for entry in entries],
         )
     revived = target.abandoned
     if revived:  # first: stopped after the newer ones, the run would stand at an older one, or at none
         session.lease.check()
-        retention.unmark(run, catalog.ABANDONED, str(target.name))
+        retention.unmark(run, catalog.ABANDONED, target.folder)
         target.abandoned = False
     newer = [entry for entry in entries if entry.sequence > target.sequence and not entry.abandoned]
     for entry in reversed(newer):
         session.lease.check()
-        retention.abandon(run, str(entry.name))
+        retention.abandon(run, entry.folder)
         entry.abandoned = True
-    cleared = session.book.reached is not None and not _complete(target.manifest)
+    cleared = session.book.reached is not None and not _complete(catalog.read_manifest(path))
     if cleared:
         session.book.reached = None
         session.write_book()
@@ -161,10 +161,10 @@ def _rewind(session: Session, path: str) -> Rewound:
     if keep is not None and keep.metric is not None:
         record = retention.best_record(keep, entries)
         best = record.name if record else None
-    retention.point_links(run, session.writing, str(target.name), best)
-    abandoned = [str(entry.name) for entry in newer]
-    book.note_event(run, "rewind", name=str(target.name), abandoned=abandoned)
-    return Rewound(run, str(target.name), target.path, abandoned, revived, cleared)
+    retention.point_links(run, session.writing, target.folder, best)
+    abandoned = [entry.folder for entry in newer]
+    book.note_event(run, "rewind", name=target.folder, abandoned=abandoned)
+    return Rewound(run, target.folder, target.path, abandoned, revived, cleared)
 
 
 def _complete(manifest: Manifest) -> bool:

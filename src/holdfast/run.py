@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from holdfast import loop, resuming, stage
-from holdfast.checkpoint import Checkpoint, open_checkpoint
+from holdfast.checkpoint import Checkpoint
 from holdfast.drafting import check_note, encode_config
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import names
@@ -19,9 +19,10 @@ from holdfast.format.manifest import Progress
 from holdfast.log import logger
 from holdfast.policy.every import DEFAULT, Every
 from holdfast.policy.keep import Keep, parse_size
-from holdfast.state import adapters, capture, streams
+from holdfast.state import adapters, capture, garbage, streams
 from holdfast.state.probe import Probe
 from holdfast.store import catalog
+from holdfast.store.entry import Entry
 from holdfast.training import Options, Position, Training
 
 
@@ -33,12 +34,15 @@ class Run:
         config: a mapping of settings, compared at resume; a difference is a `UsageError` that shows it.
         note: a sentence for the cards.
         seed: seeds every random stream now, at each launch.
-        every: when to save by itself; default: each epoch, and after 10 minutes.
+        every: when to save by itself; default: each epoch, and after 10 minutes; Every(overhead=0.01): as
+            often as that share of the training's time allows.
         keep: which checkpoints stay; default: the last three.
         init: part → reference of a checkpoint that it starts from, while this run has none.
         fresh: names like "scheduler" or "optimizer.lr" that keep this launch's values, once.
         changed: keys of `config` that may differ, and "loader".
         on_nan: "mark" a checkpoint with NaN or infinite parameters, or "raise" instead of saving it.
+        overlap: copies parameters and optimizer state beside the next forward and backward, where nothing but
+            the tracked torch optimizers writes them; see "Saving beside the next step" in docs/getting-started.md.
         staging: bytes (or "2 GB") of memory for the copy that is written in the background; default:
             what the state needs, at most a quarter of what is free; 0 holds the training instead.
         wait: seconds to wait for a living process that holds this run.
@@ -61,6 +65,7 @@ class Run:
         fresh: Iterable[str] = (),
         changed: Iterable[str] = (),
         on_nan: Literal["mark", "raise"] = "mark",
+        overlap: bool = False,
         staging: int | str | None = None,
         wait: float = 0,
     ) -> None:
@@ -77,6 +82,8 @@ class Run:
             )
         if on_nan not in ("mark", "raise"):
             raise UsageError(f"on_nan={on_nan!r}: expected 'mark' or 'raise'.", found=on_nan)
+        if not isinstance(overlap, bool):
+            raise UsageError(f"overlap={overlap!r}: expected True or False.", found=overlap)
         for name, value, kind in (("every", every, Every), ("keep", keep or Keep(), Keep)):
             if not isinstance(value, kind):
                 raise UsageError(
@@ -109,6 +116,7 @@ class Run:
                 fresh=_names("fresh", fresh),
                 changed=_names("changed", changed),
                 on_nan=on_nan,
+                overlap=overlap,
                 staging=_staging(staging),
                 wait=wait,
             )
@@ -238,6 +246,7 @@ class Run:
         self._take_path()
         manifest = resuming.resume(self._training)
         loop.announce(self._training, manifest, complete=False)
+        self._training.read_ahead()
         self._resumed = True
         return self.progress
 
@@ -348,20 +357,25 @@ class Run:
         return self._training.position.freeze()
 
     @property
+    @garbage.paused()
     def checkpoints(self) -> list[Checkpoint]:
         """The whole checkpoints, oldest first."""
-        found = []
-        for entry in [entry for entry in self._scan() if entry.whole]:
-            with contextlib.suppress(NotFoundError):  # deleted since the scan
-                found.append(Checkpoint(entry.path))
-        return found
+        return [
+            Checkpoint(entry.path, summary=entry.summary)
+            for entry in self._scan()
+            if entry.whole and entry.summary is not None
+        ]
 
     @property
     def latest(self) -> Checkpoint | None:
         """The newest whole clean checkpoint; None when there is none yet."""
-        return open_checkpoint(self.path) if catalog.newest(self._scan()) else None
+        for entry in catalog.newest(self._scan()):
+            with contextlib.suppress(NotFoundError):  # deleted since the scan
+                return Checkpoint(entry.path, self.path)
+        return None
 
     @property
+    @garbage.paused()
     def best(self) -> Checkpoint | None:
         """The best checkpoint by the metric of `keep`; None when there is none yet."""
         keep = self._training.options.keep
@@ -374,9 +388,9 @@ class Run:
 
         entries = self._scan()
         record = retention.best_record(keep, entries)
-        return next((Checkpoint(e.path) for e in entries if record and str(e.name) == record.name), None)
+        return next((Checkpoint(e.path) for e in entries if record and e.folder == record.name), None)
 
-    def _scan(self) -> list[catalog.Entry]:
+    def _scan(self) -> list[Entry]:
         if self._training.saver is not None:
             self._training.saver.drain()
         return catalog.scan(self.path) if catalog.is_run(self.path) else []

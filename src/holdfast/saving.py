@@ -14,13 +14,17 @@ from holdfast.format import card
 from holdfast.format.manifest import Manifest
 from holdfast.format.names import parse_checkpoint_name
 from holdfast.format.safetensors import BLOCK
+from holdfast.format.summary import summarize
 from holdfast.log import logger
+from holdfast.overlap import TornCopyError
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, retention
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 from holdfast.store.publish import Draft, publish
+
+_FELT = 256 << 20  # bytes of staging memory; fewer are there in an instant
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,6 +32,10 @@ class _Flight:
     entry: Entry
     ticket: Any = None
     deleted: list[str] = dataclasses.field(default_factory=list)
+    remarked: bool = False
+    """Whether somebody abandoned a checkpoint by hand, or took such a mark away."""
+    durable: float = 0.0
+    """When it was, on the monotonic clock."""
 
 
 class Saver:
@@ -40,10 +48,16 @@ class Saver:
     def __init__(self, session: Session, keep: Keep, *, on_nan: str, staging: int | None) -> None:
         self._session, self._keep, self._on_nan, self._staging = session, keep, on_nan, staging
         self._flight: _Flight | None = None
+        self._last: Manifest | None = None
+        """What was published last."""
         self._warned_unchanged: set[str] = set()
         self.last_publish = time.monotonic()
         self.published: Callable[[str], None] | None = None
         """Told the path of each checkpoint that is durable, before anything is deleted."""
+        self.landed: Callable[[float], None] | None = None
+        """Told when a save was durable, by the training thread, once that takes note of it."""
+        self.torn: Callable[[str, TornCopyError], None] | None = None
+        """Told of a save that was given up because late arrays changed, instead of its raising."""
 
     @property
     def busy(self) -> bool:
@@ -67,27 +81,45 @@ class Saver:
         if flight is None:
             return
         session = self._session
-        entries = session.entries
         try:
             flight.ticket.wait()
         except KeyboardInterrupt:
             raise
-        except BaseException:
+        except BaseException as error:
             self._flight = None
-            if flight.entry in entries:
-                entries.remove(flight.entry)
-            session.touch()
-            raise
+            session.remove({flight.entry.folder})
+            if not isinstance(error, TornCopyError) or self.torn is None:
+                raise
+            self.torn(flight.entry.folder, error)
+            return
         self._flight = None
-        session.touch()
         self.last_publish = time.monotonic()
-        gone = set(flight.deleted)
-        entries[:] = [entry for entry in entries if str(entry.name) not in gone]
+        session.touch(None if flight.remarked else flight.entry)  # a NaN may have been found in it
+        session.remove(set(flight.deleted))
+        if self.landed is not None:
+            self.landed(flight.durable)
 
-    def save(self, states: Mapping[str, PartState], manifest: Manifest, reason: str) -> None:
+    def prepare(self, states: Mapping[str, PartState]) -> None:
+        """Makes staging memory for these parts behind the training, where growing it would be felt."""
+        from holdfast.payload import staging, threads
+
+        wanted = self._staging_for(states)
+        if wanted > max(_FELT, staging.pool.size):
+            threads.submit("publish", lambda: staging.pool.prepare(wanted // BLOCK))
+
+    def save(
+        self,
+        states: Mapping[str, PartState],
+        manifest: Manifest,
+        reason: str,
+        facts: Mapping[str, Any] | None = None,
+        confirm: Callable[[], None] | None = None,
+    ) -> None:
         """Copies the state, then hands it to the background; waits for an earlier save first.
 
-        Returns when every array may change again.
+        Returns when every array may change again, but for those that are marked as late (`Overlap`): once
+        they are copied, `confirm` raises what must not be published. The history is told the reason and
+        the facts.
         """
         self.drain()
         from holdfast.payload import threads
@@ -96,16 +128,18 @@ class Saver:
         session = self._session
         session.lease.check()
         with session.telling_loss():
-            draft = draft_of(session.writing, manifest.name, states, staging=self._staging_for(states))
+            draft = draft_of(
+                session.writing, manifest.name, states, staging=self._staging_for(states), confirm=confirm
+            )
             draft.begin()
-            draft.wait_copied()
+            draft.wait_early()
         held = time.monotonic() - started
         name = parse_checkpoint_name(manifest.name)
         if name is None:  # made by this process two calls ago
             raise CheckpointError(f"{manifest.name!r} is no checkpoint name.")
         session.last_sequence = max(session.last_sequence, name.sequence)
         path = f"{session.path}/{manifest.name}"
-        entry = Entry(path, name, manifest, None, pinned=False, abandoned=False)
+        entry = Entry(path, manifest.name, name, summary=summarize(manifest))
         before = list(session.entries)
         gathering = _gathering(states)
         watched = {part: part in gathering for part, state in states.items() if state.watch}
@@ -114,12 +148,11 @@ class Saver:
 
         def finish() -> None:
             with session.telling_loss():
-                flight.deleted = self._finish(draft, manifest, before, entry, watched, reason, started, held)
+                self._finish(flight, draft, manifest, before, watched, reason, started, held, facts or {})
 
         try:
             flight.ticket = threads.submit("publish", finish)
-            session.entries.append(entry)
-            session.touch()
+            session.add(entry, self._keep)
             self._flight = flight
         except BaseException:  # Ctrl-C between two of these lines
             if flight.ticket is None:
@@ -138,24 +171,26 @@ class Saver:
 
     def _finish(
         self,
+        flight: _Flight,
         draft: Draft,
         manifest: Manifest,
         before: list[Entry],
-        entry: Entry,
         watched: dict[str, bool],
         reason: str,
         started: float,
         held: float,
-    ) -> list[str]:
+        facts: Mapping[str, Any],
+    ) -> None:
         """What happens behind the training: write, publish, then everything that may come after."""
-        session = self._session
+        session, entry = self._session, flight.entry
         manifest = draft.complete(manifest, card.render, self._check_nan)
         path = publish(draft, session.path)
-        entry.manifest = manifest
+        flight.durable = time.monotonic()
+        entry.summary = summarize(manifest)
         if self.published is not None:
             self.published(path)
         self._warn_unchanged(manifest, before, watched)
-        deleted: list[str] = []
+        self._last = manifest
         try:
             book.note_event(
                 session.path,
@@ -163,16 +198,17 @@ class Saver:
                 name=manifest.name,
                 reason=reason,
                 bytes=entry.size,
-                held_seconds=round(held, 4),
-                seconds=round(time.monotonic() - started, 4),
+                held_seconds=round(held + draft.waited, 4),
+                seconds=round(flight.durable - started, 4),
+                **facts,
+                **({"overlapped": True} if draft.overlapped else {}),
                 **({"nan": manifest.nan[:10]} if manifest.nan else {}),
             )
-            deleted = self._retain([*before, entry])
+            self._retain(flight, [*before, entry])
         except LeaseError:
             raise
         except HoldfastError as error:
             logger.warning("%s was saved; cleaning up after it failed: %s", manifest.name, error)
-        return deleted
 
     def _check_nan(self, manifest: Manifest) -> None:
         if not manifest.nan:
@@ -193,7 +229,7 @@ class Saver:
         )
 
     def _warn_unchanged(self, manifest: Manifest, before: list[Entry], watched: dict[str, bool]) -> None:
-        earlier = next((e.manifest for e in reversed(before) if e.clean), None)
+        earlier = self._newest_clean(before)
         if earlier is None or earlier.progress.step >= manifest.progress.step:
             return
         gathered = _payload_of("grads", manifest) != _payload_of("grads", earlier)
@@ -211,28 +247,37 @@ class Saver:
                     manifest.progress.step,
                 )
 
-    def _retain(self, entries: list[Entry]) -> list[str]:
+    def _newest_clean(self, before: list[Entry]) -> Manifest | None:
+        """The manifest of the newest clean checkpoint; it is read again where another process has written it."""
+        entry = next((entry for entry in reversed(before) if entry.clean), None)
+        if entry is None or (self._last is not None and self._last.name == entry.folder):
+            return self._last if entry is not None else None
+        try:
+            return catalog.read_manifest(entry.path)
+        except HoldfastError:  # deleted by somebody, say: there is nothing to compare with
+            return None
+
+    def _retain(self, flight: _Flight, entries: list[Entry]) -> None:
         session = self._session
         pinned = catalog.marks(session.path, catalog.PINS)
         if not os.path.isdir(os.path.join(session.path, catalog.PINS)):
             # Nothing here takes that folder away: one that is not found says nothing about its marks.
-            pinned |= {str(entry.name) for entry in entries if entry.pinned}
+            pinned |= {entry.folder for entry in entries if entry.pinned}
         abandoned = catalog.marks(session.path, catalog.ABANDONED)
         for entry in entries:
-            entry.pinned, entry.abandoned = str(entry.name) in pinned, str(entry.name) in abandoned
+            flight.remarked |= entry.abandoned != (entry.folder in abandoned)
+            entry.pinned, entry.abandoned = entry.folder in pinned, entry.folder in abandoned
         best = None
         if self._keep.metric is not None:
             record = retention.best_record(self._keep, entries)
             best = record.name if record else None
-        retention.point_links(session.path, session.writing, str(entries[-1].name), best)
-        deleted = []
+        retention.point_links(session.path, session.writing, entries[-1].folder, best)
         for verdict in retention.verdicts(self._keep, entries):
             if not verdict.kept and retention.delete(session.path, verdict.record.name, session.writing):
-                deleted.append(verdict.record.name)
+                flight.deleted.append(verdict.record.name)
                 book.note_event(
                     session.path, "delete", name=verdict.record.name, reason="; ".join(verdict.reasons)
                 )
-        return deleted
 
 
 def _gathering(states: Mapping[str, PartState]) -> set[str]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
 
 from holdfast import files, stage, storage
 from holdfast.errors import LeaseError, StorageError, UsageError
 from holdfast.format.names import LAST_SEQUENCE
 from holdfast.policy.keep import Keep, Record, rank
 from holdfast.store import book, catalog
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 from holdfast.store.lease import Lease
+
+if TYPE_CHECKING:
+    from holdfast.payload.threads import Ticket
 
 # What may lie in a directory that becomes a run: debris of a launch that died before run.json.
 _OWN = ("lease-", ".writing-")
+_FEW = 100  # manifests, read in an instant
 
 
 class Session:
@@ -35,6 +40,8 @@ class Session:
         self.last_sequence = 0
         """The highest number that a save of this session has used, whatever became of it."""
         self._ranking: list[Record] | None = None
+        self._ahead: Ticket | None = None
+        self._closed = False
 
     @classmethod
     def open(cls, path: str, *, wait: float, say: Callable[[str], None]) -> Session:
@@ -79,7 +86,7 @@ class Session:
 
     def next_sequence(self) -> int:
         """A number that no checkpoint of this run has had, those that failed to be saved included."""
-        newest = max(self.entries, key=lambda entry: entry.sequence, default=None)
+        newest = self.entries[-1] if self.entries else None
         last = max(newest.sequence if newest is not None else 0, self.last_sequence)
         if last >= LAST_SEQUENCE:  # the next would have a name that no reader knows
             where = f" {newest.path}" if newest is not None else ""
@@ -91,13 +98,50 @@ class Session:
             )
         return last + 1
 
-    def touch(self) -> None:
-        """Says that `entries`, or something in them, has changed."""
-        self._ranking = None
+    def read_ahead(self) -> None:
+        """Reads in the background what a ranking and retention need, so that no boundary waits for thousands of files."""
+        unread = [entry for entry in self.entries if not entry.was_read]
+        if len(unread) > _FEW:
+            from holdfast.payload import threads
+
+            self._ahead = threads.submit("publish", lambda: self._read(unread))
+
+    def _read(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if self._closed:
+                return
+            entry.read()
+
+    def add(self, entry: Entry, keep: Keep) -> None:
+        """Takes in the newest checkpoint."""
+        ranking, self._ranking = self._ranking, None  # Ctrl-C may come between these lines
+        self.entries.append(entry)
+        if ranking is not None:
+            self._ranking = rank(keep, [*ranking, entry.record()])[: keep.best]
+
+    def remove(self, gone: Collection[str]) -> None:
+        """Takes checkpoints out, by the names of their directories."""
+        if gone:
+            self.entries[:] = [entry for entry in self.entries if entry.folder not in gone]
+            if any(record.name in gone for record in self._ranking or ()):
+                self._ranking = None
+
+    def touch(self, entry: Entry | None = None) -> None:
+        """Says that something became known of a checkpoint, or of any, that may cost it its place in the ranking."""
+        if entry is None or (
+            not entry.clean and any(record.name == entry.folder for record in self._ranking or ())
+        ):
+            self._ranking = None
 
     def ranking(self, keep: Keep) -> list[Record]:
-        """The checkpoints that count as best, the first being the best of all."""
+        """The checkpoints that count as best, the first being the best of all.
+
+        Asked for once, it is kept up to date; the manifests that it needs are those of all checkpoints.
+        """
         if self._ranking is None:
+            if self._ahead is not None:
+                self._ahead.wait()
+                self._ahead = None
             self._ranking = rank(keep, [entry.record() for entry in self.entries])[: keep.best]
         return self._ranking
 
@@ -116,6 +160,7 @@ class Session:
             raise
 
     def close(self) -> None:
+        self._closed = True
         self.lease.release()
 
 

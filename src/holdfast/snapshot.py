@@ -19,6 +19,7 @@ from holdfast.state import adapters, capture, garbage, probe, streams
 from holdfast.state.part import PartState
 
 if TYPE_CHECKING:
+    from holdfast.saving import Saver
     from holdfast.training import Training
 
 
@@ -36,6 +37,21 @@ def capture_parts(training: Training, record: probe.Record | None) -> dict[str, 
         "random", {**_random(training), **zeros, **_flags(training)}, "value"
     )
     return states
+
+
+@garbage.paused()
+def prepare_staging(training: Training, saver: Saver) -> None:
+    """Has the memory made ready, beside the training, that the first save will copy large parts into.
+
+    What is counted are the parts whose arrays are known without asking them for a copy of their state.
+    """
+    kinds = {name: capture.kind_of(thing) for name, thing in training.things.items()}
+    states = {
+        name: capture.capture(name, training.things[name], training.things)
+        for name, kind in kinds.items()
+        if kind is not None and kind.endswith((".Module", ".Optimizer"))
+    }
+    saver.prepare(states)
 
 
 def _flags(training: Training) -> dict[str, Any]:

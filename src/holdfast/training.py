@@ -13,6 +13,8 @@ from holdfast.errors import HoldfastError, Preempted, StorageError, UsageError
 from holdfast.format.manifest import Goal, Progress
 from holdfast.journal import Journal
 from holdfast.log import logger
+from holdfast.overlap import Overlap, TornCopyError
+from holdfast.pace import Pace
 from holdfast.policy.every import Every, Since
 from holdfast.policy.keep import Keep, is_new_best
 from holdfast.saving import Saver
@@ -39,6 +41,7 @@ class Options:
     fresh: tuple[str, ...]
     changed: tuple[str, ...]
     on_nan: str
+    overlap: bool
     staging: int | None
     wait: float
 
@@ -114,6 +117,8 @@ class Training:
         self.stopping = False
         self.stopped = False
         self.journal = Journal(options.keep.metric)
+        self.pace = Pace(options.every, time.monotonic)
+        self.overlap = Overlap(wanted=options.overlap)
         self.applied: dict[str, Any] = {}
         self.init_record: Any = None
         self.origin: Any = None
@@ -136,6 +141,7 @@ class Training:
         self._hooks: dict[str, Any] = {}
         self.outlines: dict[str, dict[str, Any]] = {}
         self._environment: Any = None
+        self._prepared = False
         self._pid = os.getpid()
         self.seeded: set[str] | None = None
         """The frameworks that Run(seed=…) has seeded; None without a seed."""
@@ -203,11 +209,17 @@ class Training:
             except StorageError as error:  # why it is given up is what the caller must hear
                 logger.error("Closing %s: %s", self.options.path, error)
 
+    def read_ahead(self) -> None:
+        """A loop begins: what a ranking needs is read behind it."""
+        if self.session is not None and self.options.keep.metric is not None:
+            self.session.read_ahead()
+
     def need_saver(self) -> Saver:
         if self.saver is None:
             session = self.open()
             options = self.options
             self.saver = Saver(session, options.keep, on_nan=options.on_nan, staging=options.staging)
+            self.saver.landed, self.saver.torn = self.pace.land, self._note_torn
             if self.cue is not None:
                 self.saver.published = self.cue.published
         return self.saver
@@ -295,8 +307,10 @@ class Training:
         entries = self.session.entries if self.session is not None else []
         self.journal.check(entries, final=final)
 
-    def boundary(self, *, epoch_end: bool = False, last: bool = False) -> None:
+    def boundary(self, *, epoch_end: bool = False, last: bool = False, between: bool = False) -> None:
         """The loop asks for its next batch, epoch or step: failures are raised, due saves made.
+
+        Only where another batch or step follows one (`between`) may a save copy behind the training.
 
         Raises:
             Preempted, KeyboardInterrupt: a signal asked for the end, and the place is saved.
@@ -307,10 +321,17 @@ class Training:
                 "This loop belongs to the parent process; a forked child must not go on with it. "
                 "Next: leave the child with os._exit, or use subprocess."
             )
+        self.pace.reach(None if epoch_end else self.position.step)
         if self.cue is not None:
             self.cue.boundary(self, epoch_end=epoch_end, last=last)
+        self.overlap.look()
+        if not between:
+            self.overlap.settle()
         saver = self.need_saver()
         saver.poll()
+        if not self._prepared and self.stepped:  # an optimizer has its state only after its first step
+            self._prepared = True
+            snapshot.prepare_staging(self, saver)
         metrics = self.take_metrics()
         asked = self.signals.asked
         best = self._is_new_best(metrics)
@@ -327,16 +348,17 @@ class Training:
                 self._save(f"{asked.name}", metrics, probing=epoch_end)
             saver.drain()
         elif explicit or best:
-            self._save("asked for" if explicit else "new best", metrics, probing=True)
+            self._save("asked for" if explicit else "new best", metrics, probing=True, between=between)
         elif due is not None:
             every = self.options.keep.every_epochs
             milestone = epoch_end and every is not None and self.position.epoch % every == 0
             if saver.busy and not milestone:
                 self._postponed = due  # merged with whatever comes due until then
             else:
-                self._save(due, metrics, probing=epoch_end)
+                self._save(due, metrics, probing=epoch_end, between=between)
         if asked is not None and not last:
             self._end_by(asked)
+        self.pace.go_on()
 
     def end_if_asked(self) -> None:
         """Ends the process that a signal asked to end while the last save was written."""
@@ -346,9 +368,10 @@ class Training:
     def _due(self, *, epoch_end: bool) -> str | None:
         if self._postponed is not None:
             return self._postponed
-        seconds = time.monotonic() - max(self._counted_from, self.need_saver().last_publish)
-        since = Since(self._since.epochs, self._since.steps, seconds)
-        return self.options.every.due(since, epoch_end)
+        now, published = time.monotonic(), self.need_saver().last_publish
+        taken = now - self._counted_from
+        since = Since(self._since.epochs, self._since.steps, min(taken, now - published), taken)
+        return self.options.every.due(since, epoch_end, self.pace.interval)
 
     def _is_new_best(self, metrics: Mapping[str, Any]) -> bool:
         keep = self.options.keep
@@ -369,8 +392,8 @@ class Training:
     def newest_name(self) -> str:
         """The name of the newest checkpoint, for messages."""
         entries = self.session.entries if self.session is not None else []
-        found = catalog.newest(entries)
-        return str(found[0].name) if found else "no checkpoint"
+        found = next(catalog.newest(entries), None)
+        return found.folder if found is not None else "no checkpoint"
 
     # -- saving ------------------------------------------------------------------------------
 
@@ -383,7 +406,7 @@ class Training:
         if wait:
             saver.drain()
 
-    def _save(self, reason: str, metrics: Mapping[str, Any], *, probing: bool) -> None:
+    def _save(self, reason: str, metrics: Mapping[str, Any], *, probing: bool, between: bool = False) -> None:
         if self.torn:
             raise UsageError(
                 f"The last restore of {self.options.path} failed half-way, so the objects of this process may be a "
@@ -391,6 +414,8 @@ class Training:
             )
         saver, session = self.need_saver(), self.open()
         saver.drain()
+        facts = self.pace.facts()
+        self.pace.begin_save()
         if self.goal is not None and self.goal.kind == "steps":
             self.journal.check_once(session.entries)
         if self.cue is not None:
@@ -398,9 +423,15 @@ class Training:
         record = self.probe.run() if self.probe is not None and probing else None
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)
-        saver.save(states, manifest, reason)
+        confirm = self.overlap.begin(self.things, states, between=between)
+        saver.save(states, manifest, reason, facts, confirm)
         self.journal.write(session.path)
+        self.pace.hand_over()
         self.note_saved()
+
+    def _note_torn(self, name: str, error: TornCopyError) -> None:
+        self.overlap.torn(name, error)
+        self._postponed = "in place of a torn copy"
 
     def restore_flags(self) -> None:
         """Sets the flags that the loop had changed when the checkpoint was saved."""
@@ -442,6 +473,7 @@ class Training:
             self.journal.write(session.path)
         self.closed = True
         self.release_hooks()
+        self.overlap.remove()
         if session is not None:
             try:
                 session.close()

@@ -109,7 +109,7 @@ class Watcher:
         assert [str(entry.problem) for entry in entries if entry.problem is not None] == []
         for entry in entries:
             assert Checkpoint(entry.path).verify() == []
-        candidates = catalog.newest(entries)
+        candidates = list(catalog.newest(entries))
         if self.newest is not None:
             assert candidates, "no checkpoint is left"
         if not candidates:
@@ -176,7 +176,7 @@ def assert_end(watcher, other):
     """The run is complete, tidy, and equal to the straight one: state, streams, history and best, bit by bit."""
     run = watcher.run
     entries, theirs = catalog.scan(run), catalog.scan(other)
-    for mine, expected in [(catalog.newest(entries)[0], catalog.newest(theirs)[0]), best_of_both(run, other)]:
+    for mine, expected in [(next(catalog.newest(entries)), next(catalog.newest(theirs))), best_of_both(run, other)]:
         one, two = Checkpoint(mine.path), Checkpoint(expected.path)
         found = compare(one, two)
         assert found.equal, (found.array_differences, found.value_differences)
@@ -193,7 +193,7 @@ def assert_end(watcher, other):
     assert os.readlink(f"{run}/latest") == str(entries[-1].name)
     if keep.metric:
         best = retention.best_record(keep, entries)
-        values = [row[keep.metric] for row in catalog.newest(entries)[0].manifest.history]
+        values = [row[keep.metric] for row in Checkpoint(next(catalog.newest(entries)).path).manifest.history]
         assert best.metrics[keep.metric] == {"max": max, "min": min}[keep.mode](values), "the best was lost"
         assert os.readlink(f"{run}/best") == best.name
 
@@ -201,7 +201,7 @@ def assert_end(watcher, other):
 def best_of_both(run, other):
     """The entry of the best checkpoint on both sides; of the newest where there is no metric."""
     if catalog.run_keep(run).metric is None:
-        return [catalog.newest(catalog.scan(path))[0] for path in (run, other)]
+        return [next(catalog.newest(catalog.scan(path))) for path in (run, other)]
     return [catalog.best_entry(path, catalog.scan(path)) for path in (run, other)]
 
 

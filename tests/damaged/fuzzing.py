@@ -30,16 +30,19 @@ def manifest(data):
     """checkpoint.json: what is accepted can be written again, shown as a card and ranked."""
     from holdfast.format import card, names
     from holdfast.format.manifest import decode_manifest, encode_manifest
+    from holdfast.format.summary import Reader, summarize
     from holdfast.policy.keep import Keep, decide
     from holdfast.state import tree
-    from holdfast.store.catalog import Entry
+    from holdfast.store.entry import Entry
 
     found = decode_manifest(seal(data), "checkpoint.json")
     assert decode_manifest(encode_manifest(found), "checkpoint.json").files == found.files
     with contextlib.suppress(*tree.WRONG_CONTENT):  # `holdfast show` says so
         card.render(found)
-    name = names.parse_checkpoint_name("000001_epoch-0001_step-00000001_20261123T083107Z")
-    entry = Entry("path", name, found, None, pinned=False, abandoned=False)
+    reader, short = Reader(), summarize(found)
+    assert [reader.read(seal(data), "checkpoint.json") for _ in range(2)] == [short, short]
+    name = "000001_epoch-0001_step-00000001_20261123T083107Z"
+    entry = Entry("path", name, names.parse_checkpoint_name(name), summary=short)
     decide(Keep(last=1, best=1, metric="score", mode="max"), [entry.record()])
     for value in (found.metrics, found.config, found.environment):
         tree.decode(value, lambda framework, name: None)
@@ -48,7 +51,7 @@ def manifest(data):
 def arrays(data):
     """arrays.json: every array of what is accepted lies inside a listed file, and has bytes for each element."""
     from holdfast.format import dtypes
-    from holdfast.format.manifest import decode_arrays, encode_arrays
+    from holdfast.format.table import decode_arrays, encode_arrays
     from holdfast.state.part import SavedPart
 
     found = decode_arrays(seal(data), "arrays.json")
@@ -477,7 +480,7 @@ def main(arguments):
     with atheris.instrument_imports(include=["holdfast"]):
         from holdfast import doctor  # noqa: F401
         from holdfast.errors import HoldfastError
-        from holdfast.format import card, manifest, names, safetensors, sealed  # noqa: F401
+        from holdfast.format import card, fields, manifest, names, safetensors, sealed, table  # noqa: F401
         from holdfast.state import part, tree  # noqa: F401
         from holdfast.store import catalog, holder  # noqa: F401
 

@@ -697,7 +697,7 @@ def test_a_renamed_checkpoint_is_foreign(run, said, tried):
     shutil.copytree(first, run / newest.name.replace("Z", "Z").replace("000003", "000004"))
     progress, values = resume(run)
     assert progress.epoch == epoch_of(values) == 3
-    assert said.text.count("is foreign") == 3
+    assert said.text.count("is foreign") == 2  # what is older than the newest whole one is not looked at
     assert holdfast.open(f"{run}@best").path == str(newest)
     assert call("ls", run).exit_code == 0
     marks = {

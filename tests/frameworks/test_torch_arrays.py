@@ -134,6 +134,30 @@ def test_gradients_and_versions(path):
     assert not holdfast.open(path).load()["y"].requires_grad
 
 
+def test_a_bool_that_is_neither(path):
+    """A bool tensor whose bytes are neither 0 nor 1 comes back to the bit, and in place."""
+    odd = torch.tensor([0, 1, 2, 255, 128], dtype=torch.uint8).view(torch.bool)
+    holdfast.save(path, {"x": {"odd": odd, "plain": torch.ones(3)}})
+    assert bits(holdfast.open(path).load()["x"]["odd"]) == bits(odd)
+    live = {"odd": torch.zeros(5, dtype=torch.bool), "plain": torch.zeros(3)}
+    holdfast.restore(path, {"x": live})
+    assert bits(live["odd"]) == bits(odd)
+
+
+def test_in_inference_mode(path):
+    """What is loaded in inference mode can be trained outside of it; inference tensors are restored in place."""
+    with torch.inference_mode():
+        net = nn.Linear(3, 3)
+        live = nn.Linear(3, 3)
+        holdfast.save(path, {"model": net, "x": {"w": torch.ones(3), "v": torch.ones(2, 2)}})
+        found = holdfast.open(path).load()["x"]
+    holdfast.restore(path, {"model": live})
+    assert all(torch.equal(a, b) for a, b in zip(live.parameters(), net.parameters(), strict=True))
+    for tensor in found.values():
+        assert not tensor.is_inference()
+        tensor.requires_grad_().sum().backward()
+
+
 # -- memory that is shared ----------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ import torch
 
 import holdfast
 from holdfast import Every, Keep, training
-from holdfast.format.manifest import VERSION
+from holdfast.format.fields import VERSION
 
 HOME = Path(__file__).parent
 

@@ -107,7 +107,7 @@ def test_the_long_run_is_a_run(tmp_path):
     entries = catalog.scan(path)
     assert [entry.sequence for entry in entries] == [1, 2, 3, 4, 5]
     assert all(entry.clean for entry in entries)
-    assert len({json.dumps(entry.manifest.metrics) for entry in entries}) == 5
+    assert len({json.dumps(entry.summary.metrics) for entry in entries}) == 5
 
 
 def test_only_the_fastest_variant_is_shown():

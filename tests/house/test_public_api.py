@@ -40,11 +40,11 @@ MEMBERS = {
     "Checkpoint": "arrays config created environment load manifest metrics name note parts pin progress read restore "
     "saved sequence total_bytes unpin verify",
     "Keep": "best budget budget_bytes every_epochs last metric mode",
-    "Every": "due epochs minutes steps",
+    "Every": "due epochs explain interval minutes mtbf overhead paced steps",
     "Probe": "check run",
 }
 PARAMETERS = {
-    "Run": "path config note seed every keep init fresh changed on_nan staging wait",
+    "Run": "path config note seed every keep init fresh changed on_nan overlap staging wait",
     "Run.save": "self epoch step metrics wait",
     "Run.epochs": "self goal",
     "Run.steps": "self goal",
@@ -58,7 +58,7 @@ PARAMETERS = {
     "restore": "reference targets strict",
     "save": "path parts note config extra",
     "Keep": "last best metric mode every_epochs budget",
-    "Every": "epochs steps minutes",
+    "Every": "epochs steps minutes overhead mtbf",
 }
 EXIT_CODES = {
     "HoldfastError": 1,

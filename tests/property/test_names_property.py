@@ -72,3 +72,22 @@ def test_every_selector_is_understood(place, which, value):
     """Whatever the path, a selector after it is read as one."""
     made = Reference(place, which, 0 if which in ("best", "latest") else value)
     assert parse_reference(str(made)) == made
+
+
+@given(st.from_regex(r"\A\d{6,8}_epoch-\d{4,6}_step-\d{8,10}_\d{8}T\d{6}Z\Z"))
+def test_a_checkpoint_has_one_name(text):
+    """What looks like a checkpoint's name is one exactly when it prints as itself: no other zeros, no other time."""
+    found = parse_checkpoint_name(text)
+    assert found is None or str(found) == text
+
+
+@given(checkpoint_names)
+def test_further_zeros_are_no_name(name):
+    """A name with one more leading zero anywhere is not that of the same checkpoint."""
+    text = str(name)
+    for place in ("", "_epoch-", "_step-"):
+        more = text.replace(place, f"{place}0", 1) if place else f"0{text}"
+        assert parse_checkpoint_name(more) is None
+    time = text[-16:]
+    for other in (f"0{time[1:]}", f"{time[:9]}24{time[11:]}", f"{time[:9]}99{time[11:]}"):
+        assert parse_checkpoint_name(text[:-16] + other) is None

@@ -90,15 +90,18 @@ def test_what_is_written_is_read(specification, seed, block, room, header_limit)
             with safetensors.safe_open(f"{directory}/{file}", "np") as opened:
                 assert opened.metadata() == {"format": "pt"}
                 found = set(opened.keys())
-            assert found == {n for rows in layout.table.values() for n, p in rows.items() if p.file == file}
+            stored = (
+                (name, entry.chunks[0]) for rows in layout.table.values() for name, entry in rows.items()
+            )
+            assert found == {name for name, chunk in stored if chunk.file == file}
 
         into, requests = {}, []
         for part, rows in layout.table.items():
-            for name, place in rows.items():
-                into[part, name] = np.full(place.stop - place.start, 85, np.uint8)
-                requests.append(
-                    Request(place.file, place.start, place.stop, into[part, name], f"{part}/{name}")
-                )
+            for name, entry in rows.items():
+                [chunk] = entry.chunks
+                start, stop = chunk.bytes
+                into[part, name] = np.full(stop - start, 85, np.uint8)
+                requests.append(Request(chunk.file, start, stop, into[part, name], f"{part}/{name}"))
         # Some first, so that there are gaps; then all, in any order.
         read(directory, files, [request for request in requests if rng.random() < 0.5], block_size=block)
         order = rng.permutation(len(requests))

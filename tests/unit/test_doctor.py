@@ -1,17 +1,19 @@
 """`examine`: what it finds, that it leaves nothing behind, and what it advises."""
 
+import math
 import os
 import subprocess
 import sys
 
 import pytest
-from cli_runs import make_run
+from cli_runs import call, call_json, make_run
 
 import holdfast
-from holdfast import doctor, files
-from holdfast.doctor import SaveCost, examine, save_cost, suggested_interval
+from holdfast import Every, doctor, files
+from holdfast.cost import Choice, SaveCost, choices, save_cost, suggested_interval, used_every
+from holdfast.doctor import examine
 from holdfast.errors import NotFoundError, StorageError
-from holdfast.store import quota
+from holdfast.store import book, quota
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,12 @@ def test_a_run_is_examined(tmp_path):
     assert report.storage.write_speed > 0
     assert 0 < report.storage.free <= report.storage.total
     assert (report.cost.saves, report.run, report.holder) == (4, path, None)
-    assert any("Every(minutes=" in line for line in report.suggestions)
+    assert any("every=Every(overhead=0.01)" in line for line in report.suggestions)
+    assert [(choice.every, choice.used) for choice in report.intervals] == [
+        (Every(overhead=0.01), False),
+        (Every(overhead=0.001, mtbf="24h"), False),
+        (Every(mtbf="24h"), False),
+    ]
     assert sorted(os.listdir(path)) == before
 
 
@@ -100,17 +107,127 @@ def test_cost_is_of_the_last_saves():
         {"event": "save", "held_seconds": 0.5, "seconds": 2, "bytes": 100},
     ]
     assert save_cost(events) == SaveCost(
-        saves=20, bytes=100, held_seconds=0.1, longest_held_seconds=0.5, seconds=1.0
+        saves=20,
+        bytes=100,
+        held_seconds=0.1,
+        longest_held_seconds=0.5,
+        seconds=1.0,
+        cost_seconds=0.1,
+        slowdown_seconds=None,
+        write_seconds=1.0,
     )
     assert save_cost([]) is None
 
 
+def save_event(**facts):
+    return {"event": "save", "held_seconds": 0.1, "seconds": 1.0, "bytes": 100, **facts}
+
+
+def test_cost_is_what_was_measured_last():
+    """What a training measured of its saves counts before what their copies took, the latest of it first."""
+    events = [
+        save_event(),
+        save_event(cost_seconds=9.0, slowdown_seconds=8.0, write_seconds=7.0),
+        save_event(cost_seconds=0.41, slowdown_seconds=0.1, write_seconds=1.2),
+        save_event(),  # the first of a new launch, which has measured nothing yet
+    ]
+    cost = save_cost(events)
+    assert (cost.cost_seconds, cost.slowdown_seconds, cost.write_seconds) == (0.41, 0.1, 1.2)
+    assert cost.stall_seconds == pytest.approx(0.31)
+    events.append(save_event(cost_seconds=0.3, write_seconds=1.1))  # no step could be compared
+    cost = save_cost(events)
+    assert (cost.cost_seconds, cost.slowdown_seconds, cost.write_seconds) == (0.3, None, 1.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, "x", [1], 10**400, {}])
+def test_no_nonsense_is_believed(value):
+    """A history that anybody has written into makes no cost, no slow-down and no Every of what is no number."""
+    good = {"cost_seconds": 0.41, "slowdown_seconds": 0.1, "write_seconds": 1.2}
+    for name in good:
+        cost = save_cost([save_event(**{**good, name: value})])
+        assert cost.slowdown_seconds in (None, 0.1)
+        assert cost.cost_seconds in (0.1, 0.41)
+    assert used_every([save_event(overhead=value)]) is None
+    assert used_every([save_event(mtbf=value)]) is None
+
+
+def test_absurd_numbers_give_no_infinite_interval():
+    """Whatever a history says, intervals are finite numbers, as JSON has no others."""
+    cost = save_cost([save_event(cost_seconds=1e300, write_seconds=1.0), save_event(held_seconds=1e300)])
+    assert cost.cost_seconds == 0.1
+    found = choices(cost, Every(overhead=5e-324))
+    assert [choice.used for choice in found] == [False] * 3
+
+
+def test_the_every_that_is_used():
+    """The `Every` of the last save is told where it goes by cost; an earlier launch's is not."""
+    paced = save_event(overhead=0.01, mtbf="24h")
+    assert used_every([save_event(), paced]) == Every(overhead=0.01, mtbf="24h")
+    assert used_every([paced, {"event": "resume"}]) == Every(overhead=0.01, mtbf="24h")
+    assert used_every([save_event(overhead=None, mtbf=3600)]) == Every(mtbf=3600)
+    assert used_every([paced, save_event()]) is None
+    assert used_every([]) is None
+
+
+def test_choices():
+    """The Every that a run uses comes first, and each is what the policy says at the measured cost."""
+    cost = save_cost([save_event(cost_seconds=0.41, slowdown_seconds=0.1, write_seconds=1.2)])
+    own = Every(overhead=0.01, mtbf="24h")
+    first, *others = choices(cost, own)
+    terms = {"overhead": 41.0, "mtbf": pytest.approx(266.17, abs=0.01), "write": 1.2, "least": 1.0}
+    assert first == Choice(0.01, "24h", True, 41.0, "overhead", terms)
+    assert [(choice.every, choice.used, choice.term) for choice in others] == [
+        (Every(overhead=0.01), False, "overhead"),
+        (Every(overhead=0.001, mtbf="24h"), False, "mtbf"),
+        (Every(mtbf="24h"), False, "mtbf"),
+    ]
+    assert [choice.used for choice in choices(cost, Every(mtbf="24h"))] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"overhead": 0.01, "mtbf": "24h"},
+            "every 41 s: 0.41 s a save / overhead 0.01 (mtbf 24h alone would give 266 s; a write takes 1.2 s)",
+        ),
+        (
+            {"overhead": 0.001, "mtbf": "24h"},
+            "every 266 s: √(2 · 0.41 s a save · mtbf 24h) (overhead 0.001 alone would give 410 s; a write takes 1.2 s)",
+        ),
+        (
+            {"overhead": 0.01, "write_seconds": 55},
+            "every 55 s: a write takes as long (overhead 0.01 alone would give 41 s)",
+        ),
+        (
+            {"overhead": 0.5},
+            "every 1.2 s: a write takes as long (overhead 0.5 alone would give 0.82 s)",
+        ),
+        (
+            {"overhead": 0.5, "write_seconds": 0.1},
+            "every 1 s: the least (overhead 0.5 alone would give 0.82 s; a write takes 0.1 s)",
+        ),
+    ],
+)
+def test_the_deciding_term_is_told(tmp_path, facts, words):
+    """`holdfast doctor RUN` tells what a save costs, and what decides the interval of the run's own Every, in numbers."""
+    path = make_run(tmp_path / "run", epochs=1)
+    measured = {"cost_seconds": 0.41, "slowdown_seconds": 0.1, "write_seconds": 1.2}
+    book.note_events(path, [save_event(**{**measured, **facts})])
+    lines = call("doctor", path, "--no-write", env={"COLUMNS": "300"}).output.splitlines()
+    own = repr(used_every([save_event(**facts)]))
+    assert [line for line in lines if line.startswith("this run uses")] == [f"this run uses   {own}: {words}"]
+    content = call_json("doctor", path, "--no-write")
+    assert content["intervals"][0]["used"] is True
+    assert content["intervals"][0]["overhead"] == facts["overhead"]
+    assert content["cost"]["cost_seconds"] == 0.41
+    assert not any("every=Every" in line for line in content["suggestions"])
+
+
 def test_the_interval_costs_one_percent_and_leaves_time_to_write():
     """Saves are suggested so far apart that they hold the training 1 % of its time, and never overlap."""
-    cost = SaveCost(saves=1, bytes=1, held_seconds=3.0, longest_held_seconds=3.0, seconds=10.0)
-    assert suggested_interval(cost) == 300.0
-    cost = SaveCost(saves=1, bytes=1, held_seconds=0.001, longest_held_seconds=0.001, seconds=40.0)
-    assert suggested_interval(cost) == 80.0
+    assert suggested_interval(save_cost([save_event(held_seconds=3.0, seconds=10.0)])) == 300.0
+    assert suggested_interval(save_cost([save_event(held_seconds=0.001, seconds=40.0)])) == 40.0
 
 
 def test_slurm_is_seen(tmp_path, monkeypatch):

@@ -35,9 +35,9 @@ def test_packed_by_element_size_then_name():
     assert file.size == ends[-1] == layout.total_bytes
     entries = safetensors.parse_header(file.header, file.size, "m")
     for name, place in layout.table["m"].items():
-        assert (entries[name].start, entries[name].stop) == (place.start, place.stop)
+        assert (entries[name].start, entries[name].stop) == place.chunks[0].bytes
     assert entries["c"][:2] == ("U8", (1, 16))
-    assert layout.table["m"]["c"][:2] == ("C128", (1,))
+    assert (layout.table["m"]["c"].dtype, layout.table["m"]["c"].shape) == ("C128", (1,))
 
 
 def test_every_number_is_aligned():
@@ -66,9 +66,8 @@ def test_equal_identity_is_stored_once():
     assert [file.name for file in layout.files] == ["model.safetensors"]
     assert [segment.name for segment in layout.files[0].segments] == ["b", "z"]
     first = layout.table["model"]["z"]
-    assert first.alias_of is None
-    assert layout.table["model"]["a"] == first._replace(alias_of=("model", "z"))
-    assert layout.table["ema"]["w"] == first._replace(alias_of=("model", "z"))
+    assert layout.table["model"]["a"] is first
+    assert layout.table["ema"]["w"] is first
     assert layout.files[0].segments[1].checked == (("model", "a"), ("ema", "w"))
 
 
@@ -99,8 +98,9 @@ def test_metadata_only_where_asked():
 def test_empty_arrays_and_parts():
     """An array without elements has a place of no bytes; a part without arrays has no file."""
     layout = plan({"m": {"e": host("F32", (0, 3)), "s": host("I64", ())}, "none": {}})
-    assert layout.table["m"]["e"].start == layout.table["m"]["e"].stop
-    assert layout.table["m"]["s"].stop - layout.table["m"]["s"].start == 8
+    places = {name: entry.chunks[0].bytes for name, entry in layout.table["m"].items()}
+    assert places["e"][0] == places["e"][1]
+    assert places["s"][1] - places["s"][0] == 8
     assert layout.table["none"] == {}
     assert [file.name for file in layout.files] == ["m.safetensors"]
     assert plan({}).files == ()

@@ -7,22 +7,23 @@ import msgspec
 import pytest
 
 from holdfast.errors import DamagedError, FormatError
-from holdfast.format import manifest as manifests
-from holdfast.format import sealed
+from holdfast.format import fields, sealed
 from holdfast.format.manifest import (
+    Goal,
+    Manifest,
+    Progress,
+    SmallFile,
+    decode_manifest,
+    encode_manifest,
+)
+from holdfast.format.table import (
     ArrayEntry,
     Arrays,
     Chunk,
-    Goal,
-    Manifest,
     Part,
     PayloadRecord,
-    Progress,
-    SmallFile,
     decode_arrays,
-    decode_manifest,
     encode_arrays,
-    encode_manifest,
 )
 
 ZERO = "0" * 32
@@ -236,4 +237,4 @@ def test_structs_say_what_the_format_says():
     """Every field of the manifest is in the file, so that nobody must know our defaults."""
     content = json.loads(encode_manifest(a_manifest()))
     assert set(content) == {field.name for field in msgspec.structs.fields(Manifest)} | {"xxh3-128"}
-    assert manifests.VERSION == (1, 0)
+    assert fields.VERSION == (1, 0)

@@ -2,6 +2,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,10 +12,21 @@ from holdfast.errors import DamagedError, FormatError, NotFoundError, StorageErr
 from holdfast.payload import blocks, staging, threads
 from holdfast.payload.array import HostArray
 from holdfast.payload.layout import plan
-from holdfast.payload.reader import FileRecord, Request, read, verify
+from holdfast.payload.reader import Batch, FileRecord, Request, read, verify
 from holdfast.payload.writer import Save
 
 BLOCK = 8192
+
+
+def split(label):
+    part, _, name = label.partition("/")
+    return part, name
+
+
+class Place(NamedTuple):
+    file: str
+    start: int
+    stop: int
 
 
 class Saved:
@@ -28,7 +40,10 @@ class Saved:
                 for part, arrays in parts.items()
             }
         )
-        self.table = layout.table
+        self.table = {
+            part: {name: Place(entry.chunks[0].file, *entry.chunks[0].bytes) for name, entry in rows.items()}
+            for part, rows in layout.table.items()
+        }
         job = Save(layout, self.directory, block_size=BLOCK)
         job.start()
         self.files = {n: FileRecord(n, f.size, f.blocks) for n, f in job.wait().files.items()}
@@ -44,6 +59,25 @@ class Saved:
             view = into[label].reshape(-1).view(np.uint8)
             requests.append(Request(place.file, place.start, place.stop, view, label))
         return requests, into
+
+    def batch(self, *wanted):
+        """A batch of "part/name", all in one file, and what it hands over: label → [bytes]."""
+        rows = sorted((self.table[part][name], f"{part}/{name}") for part, name in map(split, wanted))
+        taken = {}
+
+        def place(first, last, data, base):
+            for at, label in rows[first:last]:
+                taken.setdefault(label, []).append(data[at.start - base : at.stop - base].tobytes())
+
+        def label(index):
+            return rows[index][1]
+
+        starts, stops = [at.start for at, _ in rows], [at.stop for at, _ in rows]
+        return Batch(rows[0][0].file, starts, stops, place, label), taken
+
+    def bytes_of(self, label):
+        part, name = split(label)
+        return self.parts[part][name].tobytes()
 
     def read(self, *wanted, **options):
         requests, into = self.requests(*wanted)
@@ -419,3 +453,76 @@ def test_nothing_is_wanted(saved):
     read("/nowhere", {}, [])
     assert verify(saved.directory, {}) == []
     assert files.direct_io_works(saved.directory) in {True, False}
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+@pytest.mark.parametrize("part", ["tiny", "model"])
+def test_a_batch_gets_each_array_once(saved, part, step):
+    """A batch gets the bytes of each of its arrays, once, whether they lie in one block or astride of several."""
+    wanted = [f"{part}/{name}" for name in sorted(saved.parts[part])[::step]]
+    batch, taken = saved.batch(*wanted)
+    read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+    assert taken == {label: [saved.bytes_of(label)] for label in wanted}
+
+
+@pytest.mark.parametrize("step", [1, 30])
+def test_batches_beside_requests(saved, step):
+    """Batches and requests may want arrays of one block, even the same ones; no block is read twice."""
+    names = sorted(saved.parts["tiny"])
+    some = [f"tiny/{name}" for name in names[::step]]
+    others = [f"tiny/{name}" for name in names[::50]]
+    (one, first), (two, second) = saved.batch(*some), saved.batch(*others)
+    requests, into = saved.requests(*others, "model/w011")
+    count = []
+    read(saved.directory, saved.files, requests, batches=[one, two], progress=count.append, block_size=BLOCK)
+    assert first == {label: [saved.bytes_of(label)] for label in some}
+    assert second == {label: [saved.bytes_of(label)] for label in others}
+    saved.check(into)
+    assert sum(count) <= sum(saved.files[f"{part}.safetensors"].size for part in ("tiny", "model"))
+
+
+@pytest.mark.parametrize("step", [1, 60])
+def test_a_batch_gets_nothing_of_a_damaged_block(saved, step):
+    """What lies in a damaged block is handed to nobody, and the error names the arrays of the batch that lie there."""
+    names = sorted(saved.parts["tiny"])[::step]
+    batch, taken = saved.batch(*[f"tiny/{name}" for name in names])
+    victim = saved.table["tiny"][names[3]]
+    flip(saved.path("tiny"), victim.start)
+    with pytest.raises(DamagedError) as caught:
+        read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+    block = victim.start // BLOCK
+    assert caught.value.block == block
+    inside = {f"tiny/{n}" for n in names if saved.table["tiny"][n].start // BLOCK == block}
+    assert f"tiny/{names[3]}" in caught.value.arrays
+    assert not inside & set(taken)
+
+
+def test_impossible_batches_are_refused(saved):
+    """A batch outside of its file, or backwards, or of a file that is not listed, is refused with the array's name."""
+    batch, taken = saved.batch("tiny/t000", "tiny/t001", "tiny/t002")
+    size = saved.files["tiny.safetensors"].size
+    for starts, stops in [
+        ([-1, *batch.starts[1:]], batch.stops),
+        (batch.starts, [*batch.stops[:2], size + 1]),
+        (batch.starts, [batch.starts[0] - 1, *batch.stops[1:]]),
+    ]:
+        bent = batch._replace(starts=starts, stops=stops)
+        with pytest.raises(FormatError, match=r"the array tiny/t00[02] is said to be in bytes"):
+            read(saved.directory, saved.files, [], batches=[bent], block_size=BLOCK)
+    with pytest.raises(FormatError, match="tiny/t000 is said to be in 'elsewhere'"):
+        read(saved.directory, saved.files, [], batches=[batch._replace(file="elsewhere")], block_size=BLOCK)
+    assert not taken
+
+
+def test_an_error_in_a_batch_reaches_the_caller(saved):
+    """What a batch raises when it gets its arrays is raised by the read."""
+    batch, _ = saved.batch(*[f"tiny/{name}" for name in saved.parts["tiny"]])
+
+    def fail(*_):
+        raise MemoryError("full")
+
+    with pytest.raises(MemoryError, match="full"):
+        read(saved.directory, saved.files, [], batches=[batch._replace(place=fail)], block_size=BLOCK)

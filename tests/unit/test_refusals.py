@@ -234,8 +234,8 @@ def test_goals(path, goal):
 def test_every_epoch_in_a_loop_of_steps(path):
     """`Every(epochs=…)` alone never comes due in a loop without epochs."""
     with refused(
-        "every=Every(epochs=1, steps=None, minutes=None) never comes due in a loop without epochs.",
-        "Next: Every(steps=1000), or Every(minutes=10).",
+        "every=Every(epochs=1) never comes due in a loop without epochs.",
+        "Next: Every(steps=1000), Every(minutes=10), or Every(overhead=0.01).",
     ):
         next(iter(holdfast.Run(path, every=Every(epochs=1)).steps(5)))
 

@@ -281,15 +281,15 @@ def test_ctrl_c_after_the_save_is_handed_over(path, monkeypatch):
     """Ctrl-C just after a save was handed to the background does not lose it: `close` waits for it."""
     run = holdfast.Run(path)
     run.resume()
-    touch, raising = Session.touch, [True]
+    add, raising = Session.add, [True]
 
-    def interrupted(self):
-        touch(self)
+    def interrupted(self, *args):
+        add(self, *args)
         if raising:
             raising.pop()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "touch", interrupted)
+    monkeypatch.setattr(Session, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.save(epoch=1)
     run.close()

@@ -414,6 +414,23 @@ def test_a_child_does_not_see_the_buffers():
     staging.pool.give([buffer])
 
 
+def test_prepared_staging_is_what_a_save_takes(monkeypatch):
+    """Buffers made ahead are in memory, are taken before new ones are made, and are made once."""
+    pool = staging.Pool()
+    pool.prepare(3)
+    pool.prepare(2)
+    assert pool.size == pool.free == 3 * staging.BLOCK
+    taken = pool.take(3)
+    assert (pool.size, pool.free) == (3 * staging.BLOCK, 0)
+    pool.give(taken)
+    monkeypatch.setattr(staging, "Buffer", lambda **_: (_ for _ in ()).throw(OSError("none left")))
+    pool.prepare(5)
+    assert pool.size == pool.free == 3 * staging.BLOCK
+    with pytest.raises(MemoryError):
+        pool.take(4)
+    assert pool.size == pool.free == 3 * staging.BLOCK
+
+
 def test_the_limit_of_staging(monkeypatch):
     """The limit is the argument, or the state's size but at most a quarter of what is free."""
     monkeypatch.setattr(staging, "free_memory", lambda: 4000)

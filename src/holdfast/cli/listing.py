@@ -15,12 +15,14 @@ from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, UsageError
 from holdfast.format import card
+from holdfast.format.summary import Summary
 from holdfast.policy.keep import Keep, Verdict
 from holdfast.store import book, catalog, retention
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 
 _DEPTH = 3  # levels below a directory in which runs are looked for
 _WIDE = 150  # columns from which full names are shown
+_SHORT = 20  # columns in which most reasons can be told
 
 
 @command("ls")
@@ -78,8 +80,7 @@ def _list_run(run: str, place: str, *, as_json: bool) -> None:
     if not entries:
         click.echo("no checkpoint yet")
         return
-    for line in _table(entries, keep, marks, verdicts):
-        click.echo(line)
+    click.echo("\n".join(_table(entries, keep, marks, verdicts)))
     for entry in entries:
         if entry.problem is not None:
             click.echo(f"{entry.sequence}: {text.clean(str(entry.problem))}")
@@ -87,38 +88,37 @@ def _list_run(run: str, place: str, *, as_json: bool) -> None:
 
 def marks_of(entries: Sequence[Entry], keep: Keep) -> dict[str, list[str]]:
     """Name → its marks, of: latest, best, pinned, NaN, abandoned, damaged, foreign."""
-    usable = [entry for entry in entries if entry.whole and not entry.abandoned]
+    latest = next((entry for entry in reversed(entries) if entry.usable), None)
     best = retention.best_record(keep, entries) if keep.metric is not None else None
     found = {}
     for entry in entries:
-        name = str(entry.name)
-        marks = {
-            "latest": bool(usable) and entry is usable[-1],
-            "best": best is not None and best.name == name,
-            "pinned": entry.pinned,
-            "NaN": bool(entry.manifest and entry.manifest.nan),
-            "abandoned": entry.abandoned,
-            "damaged": entry.problem is not None and entry.manifest is None,
-            "foreign": entry.problem is not None and entry.manifest is not None,
-        }
-        found[name] = [mark for mark, holds in marks.items() if holds]
+        summary = entry.summary
+        marks = (
+            (entry is latest, "latest"),
+            (best is not None and best.name == entry.folder, "best"),
+            (entry.pinned, "pinned"),
+            (summary is not None and summary.nan, "NaN"),
+            (entry.abandoned, "abandoned"),
+            (summary is None, "damaged"),
+            (summary is not None and not entry.whole, "foreign"),
+        )
+        found[entry.folder] = [mark for holds, mark in marks if holds]
     return found
 
 
 def _row_json(entry: Entry, marks: dict[str, list[str]], verdicts: dict[str, Verdict]) -> dict[str, Any]:
-    name, manifest = str(entry.name), entry.manifest
+    name, summary = entry.folder, entry.summary
     verdict = verdicts[name]
-    progress = manifest.progress if manifest else None
     return {
         "name": name,
         "path": entry.path,
         "sequence": entry.sequence,
         "epoch": entry.name.epoch,
         "step": entry.name.step,
-        "batch": progress.batch if progress else None,
-        "created": manifest.created if manifest else None,
+        "batch": summary.progress.batch if summary else None,
+        "created": summary.created if summary else None,
         "size": entry.size,
-        "metrics": card.plain(manifest.metrics) if manifest else {},
+        "metrics": card.plain(summary.metrics) if summary else {},
         "marks": marks[name],
         "kept": verdict.kept,
         "reasons": list(verdict.reasons),
@@ -130,57 +130,60 @@ def _table(
     entries: Sequence[Entry], keep: Keep, marks: dict[str, list[str]], verdicts: dict[str, Verdict]
 ) -> list[str]:
     now = datetime.datetime.now(datetime.UTC)
-    columns = ["SEQ", "EPOCH", "STEP", "AGE", "SIZE"]
-    rows = []
-    for entry in entries:
-        batch = entry.manifest.progress.batch if entry.manifest else 0
-        rows.append(
-            [
-                str(entry.sequence),
-                f"{entry.name.epoch}{f'+{batch}' if batch else ''}",
-                str(entry.name.step),
-                text.age(entry.name.created, now),
-                text.size(entry.size) if entry.manifest else "",
-            ]
-        )
-    closing = []
-    for entry in entries:
-        name = str(entry.name)
-        verdict = verdicts[name]
-        why = ", ".join(_brief(reason, keep) for reason in verdict.reasons)
-        closing.append([" ".join(marks[name]), why if verdict.kept else f"goes: {why}"])
-    wide = text.width() >= _WIDE
-    names = ["NAME"] if wide else []
     limit = text.width()
-    metrics = _metrics(entries, keep)[: limit // 2]
-    while True:
-        # The metric that decides is shown at any width; of the others as many as fit.
-        few = len(metrics) <= 1
-        flexible = {"KEPT AS": 10, **dict.fromkeys(metrics, 8), "MARKS": 6} if few else {"KEPT AS": 20}
-        lines = text.table(
-            [*columns, *metrics, "MARKS", *names, "KEPT AS"],
-            [
-                [*row, *_values(entry, metrics), end[0], *([str(entry.name)] if wide else []), end[1]]
-                for entry, row, end in zip(entries, rows, closing, strict=True)
-            ],
-            right=[*columns, *metrics],
-            flexible=flexible,
-        )
-        if few or max(map(len, lines)) <= limit:
-            return lines
-        metrics = metrics[:-1]
+    summaries = [entry.summary for entry in entries]
+    metrics = _metrics(summaries, keep)[: limit // 2]
+    numbers = ["SEQ", "EPOCH", "STEP", "AGE", "SIZE"]
+    columns = {
+        "SEQ": [str(entry.name.sequence) for entry in entries],
+        "EPOCH": [
+            _epoch(entry.name.epoch, summary) for entry, summary in zip(entries, summaries, strict=True)
+        ],
+        "STEP": [str(entry.name.step) for entry in entries],
+        "AGE": [text.age(entry.name.created, now) for entry in entries],
+        "SIZE": [text.size(summary.size) if summary else "" for summary in summaries],
+        "MARKS": [" ".join(marks[entry.folder]) for entry in entries],
+        "NAME": [entry.folder for entry in entries],
+        "KEPT AS": _closing([verdicts[entry.folder] for entry in entries], keep),
+    }
+    values = [[card.number(s.metrics.get(name)) if s else "" for s in summaries] for name in metrics]
+    last = ["MARKS", "NAME", "KEPT AS"] if limit >= _WIDE else ["MARKS", "KEPT AS"]
+    # The metric that decides is shown at any width; of the others as many as fit beside a short reason.
+    while len(metrics) > 1:
+        cells = [*(columns[name] for name in numbers), *values, *(columns[name] for name in last)]
+        wide = text.widths([*numbers, *metrics, *last], cells)
+        if sum(wide) - max(0, wide[-1] - _SHORT) + len(text.GAP) * (len(wide) - 1) <= limit:
+            break
+        metrics, values = metrics[:-1], values[:-1]
+    few = len(metrics) <= 1
+    return text.table(
+        [*numbers, *metrics, *last],
+        zip(*(columns[name] for name in numbers), *values, *(columns[name] for name in last), strict=True),
+        right=[*numbers, *metrics],
+        flexible={"KEPT AS": 10, **dict.fromkeys(metrics, 8), "MARKS": 6} if few else {"KEPT AS": _SHORT},
+    )
 
 
-def _metrics(entries: Sequence[Entry], keep: Keep) -> list[str]:
+def _epoch(epoch: int, summary: Summary | None) -> str:
+    batch = summary.progress.batch if summary else 0
+    return f"{epoch}+{batch}" if batch else str(epoch)
+
+
+def _closing(verdicts: Sequence[Verdict], keep: Keep) -> list[str]:
+    """Why each is kept, or goes: for most of them it is the same."""
+    known: dict[tuple[bool, tuple[str, ...]], str] = {}
+    for verdict in verdicts:
+        if (verdict.kept, verdict.reasons) not in known:
+            why = ", ".join(_brief(reason, keep) for reason in verdict.reasons)
+            known[verdict.kept, verdict.reasons] = why if verdict.kept else f"goes: {why}"
+    return [known[verdict.kept, verdict.reasons] for verdict in verdicts]
+
+
+def _metrics(summaries: Sequence[Summary | None], keep: Keep) -> list[str]:
     """The names of the metrics, the one that decides first."""
-    names = dict.fromkeys(key for entry in entries if entry.manifest for key in entry.manifest.metrics)
+    names = dict.fromkeys(key for summary in summaries if summary for key in summary.metrics)
     first = [keep.metric] if keep.metric in names and keep.metric is not None else []
     return [*first, *(name for name in names if name not in first)]
-
-
-def _values(entry: Entry, metrics: Sequence[str]) -> list[str]:
-    own = entry.manifest.metrics if entry.manifest else {}
-    return [card.number(own.get(name)) for name in metrics]
 
 
 def _brief(reason: str, keep: Keep) -> str:
@@ -257,7 +260,7 @@ def _run_summary(run: str, directory: str) -> dict[str, Any]:
     except HoldfastError as error:
         summary["problem"] = str(error)
         return summary
-    newest = next(iter(catalog.newest(entries)), None)
+    newest = next(catalog.newest(entries), None)
     summary.update(
         checkpoints=len(entries),
         size=sum(entry.size for entry in entries),

@@ -49,7 +49,19 @@ def json_option(function: _F) -> _F:
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(_plain(content), indent=2, allow_nan=False, default=str))
+    import msgspec
+
+    plain = _plain(content)
+    try:
+        data = msgspec.json.encode(plain)
+    except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
+        data = b"\xff"
+    # The quick way does not escape: text outside ASCII, which may steer a terminal, is not left to it.
+    text = data.decode() if data.isascii() else json.dumps(plain, allow_nan=False)
+    click.echo(msgspec.json.format(text, indent=2))
+
+
+_AS_IT_IS = frozenset({str, int, bool, type(None)})
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +69,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {
+            (key if type(key) is str else str(key)): item if type(item) in _AS_IT_IS else _plain(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+        return [item if type(item) in _AS_IT_IS else _plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from holdfast.log import logger
 from holdfast.policy.keep import Keep, Verdict
 from holdfast.session import Session
 from holdfast.store import book, catalog, retention
-from holdfast.store.catalog import ABANDONED, PINS, Entry
+from holdfast.store.catalog import ABANDONED, PINS
+from holdfast.store.entry import Entry
 from holdfast.store.holder import judge, myself
 from holdfast.store.lease import holder_of
 from holdfast.store.watch import writing_number
@@ -45,6 +47,7 @@ def prune_command(run: str, yes: bool, as_json: bool, **given: Any) -> None:
     The policy is the run's own Keep; each option replaces that part of it. Checkpoints that a
     rewind abandoned go as well. The newest clean, the best and the pinned ones always stay.
     """
+    gc.disable()  # as in `holdfast ls`: nothing that is made here is garbage before the end
     place = os.path.abspath(os.path.expanduser(run))
     if not catalog.is_run(place):
         raise NotFoundError(f"{place} is not a run: it has no {book.RUN_FILE}.", path=place, candidates=[])
@@ -100,7 +103,7 @@ def _policy(own: Keep, given: Mapping[str, Any]) -> Keep:
 
 def debris_in(run: str, entries: Sequence[Entry]) -> list[str]:
     """Paths of what ended processes left: unfinished saves, test files, marks of what is gone."""
-    names = {str(entry.name) for entry in entries}
+    names = {entry.folder for entry in entries}
     with files.translated(run, "list"):
         listing = sorted(os.listdir(run))
     active = _active_generation(run)
@@ -138,11 +141,12 @@ def _delete(session: Session, verdicts: Sequence[Verdict], keep: Keep, debris: S
         session.lease.check()
         if path != session.writing and not _marks_what_is_there(session.path, path):
             files.remove_tree(path)
-    left = [entry for entry in session.entries if str(entry.name) not in deleted]
-    newest = next(iter(catalog.newest(left)), None)
+    gone = set(deleted)
+    left = [entry for entry in session.entries if entry.folder not in gone]
+    newest = next(catalog.newest(left), None)
     best = retention.best_record(keep, left) if keep.metric is not None else None
     retention.point_links(
-        session.path, session.writing, str(newest.name) if newest else None, best.name if best else None
+        session.path, session.writing, newest.folder if newest else None, best.name if best else None
     )
     return deleted
 
@@ -160,7 +164,8 @@ def _report(
     run: str, verdicts: Sequence[Verdict], debris: Sequence[str], deleted: list[str] | None, *, as_json: bool
 ) -> None:
     going = [verdict for verdict in verdicts if not verdict.kept]
-    freed = sum(v.record.size for v in going if deleted is None or v.record.name in deleted)
+    gone = set(deleted or ())
+    freed = sum(v.record.size for v in going if deleted is None or v.record.name in gone)
     debris = [os.path.relpath(path, run) for path in debris]
     if as_json:
         print_json(
@@ -182,7 +187,7 @@ def _report(
             else "delete"
             if deleted is None
             else "deleted"
-            if verdict.record.name in deleted
+            if verdict.record.name in gone
             else "left",
             str(verdict.record.sequence),
             str(verdict.record.epoch),
@@ -193,8 +198,7 @@ def _report(
         for verdict in verdicts
     ]
     columns = ["", "SEQ", "EPOCH", "STEP", "SIZE", "WHY"]
-    for line in text.table(columns, rows, right=columns[1:5], flexible={"WHY": 20}):
-        click.echo(line)
+    click.echo("\n".join(text.table(columns, rows, right=columns[1:5], flexible={"WHY": 20})))
     for name in debris:
         click.echo(f"{'delete' if deleted is None else 'deleted'}  debris: {text.clean(name)}")
     if deleted is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_GAP = "  "
+GAP = "  "
 
 
 def clean(text: str) -> str:
@@ -100,24 +100,38 @@ def table(
         limit: columns of the terminal; by default `width()`.
 
     """
-    cells = [[line_of(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
-    surplus = sum(widths) + len(_GAP) * (len(columns) - 1) - (limit or width())
+    # By columns, in which much is the same: a run may have very many checkpoints. Titles are names of metrics, too.
+    cells = [_lines_of(column) for column in zip(columns, *rows, strict=True)]
+    wide = [max(map(len, column)) for column in cells]
+    surplus = sum(wide) + len(GAP) * (len(columns) - 1) - (limit or width())
     for name, least in (flexible or {}).items():
         place = columns.index(name)
-        cut = max(0, min(surplus, widths[place] - max(least, len(name))))
-        widths[place] -= cut
+        cut = max(0, min(surplus, wide[place] - max(least, len(name))))
+        wide[place] -= cut
         surplus -= cut
-    rightward = [name in set(right) for name in columns]
-    lines = []
-    for row in [[line_of(name) for name in columns], *cells]:  # titles are names of metrics, too
-        shown = []
-        for place, cell in enumerate(row):
-            last = place == len(columns) - 1
-            fitted = (shorten if last else shorten_middle)(cell, widths[place])
-            shown.append(fitted.rjust(widths[place]) if rightward[place] else fitted.ljust(widths[place]))
-        lines.append(_GAP.join(shown).rstrip())
-    return lines
+    rightward = set(right)
+    for place, name in enumerate(columns):
+        column, room = cells[place], wide[place]
+        if max(map(len, column)) > room:
+            fit = shorten if place == len(columns) - 1 else shorten_middle
+            column = [fit(cell, room) for cell in column]
+        align = str.rjust if name in rightward else str.ljust
+        cells[place] = [align(cell, room) for cell in column]
+    return [GAP.join(row).rstrip() for row in zip(*cells, strict=True)]
+
+
+def widths(columns: Sequence[str], cells: Iterable[Sequence[str]]) -> list[int]:
+    """What each column of a table needs, its title included, before it gives way."""
+    return [max(map(len, _lines_of([name, *column]))) for name, column in zip(columns, cells, strict=True)]
+
+
+def _lines_of(texts: Iterable[str]) -> list[str]:
+    texts = list(texts)
+    together = "".join(texts)
+    if together.isprintable() and " " not in together:
+        return texts
+    shown = {text: line_of(text) for text in set(texts)}
+    return [shown[text] for text in texts]
 
 
 def array_name(label: str) -> str:

@@ -13,7 +13,7 @@ from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import Progress, reading
 from holdfast.errors import DamagedError, HoldfastError, NotFoundError
 from holdfast.store import catalog
-from holdfast.store.catalog import Entry
+from holdfast.store.entry import Entry
 
 
 @command("verify")
@@ -31,8 +31,8 @@ def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
         entries = catalog.scan(path)
         with reading(os.path.basename(path), sum(entry.size for entry in entries)) as progress:
             for entry in entries:
-                foreign = entry.problem is not None and entry.manifest is not None
-                rows.append(_row(entry.path, entry.size, _look(entry, progress), foreign=foreign))
+                row = _row(entry.path, entry.size, _look(entry, progress), foreign=entry.foreign)
+                rows.append(row)
                 if not as_json:
                     _print(rows[-1])
     else:
@@ -57,7 +57,7 @@ def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
 
 def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
     problems = [] if entry.problem is None else [entry.problem]
-    if entry.manifest is None:
+    if entry.summary is None:
         return problems
     try:
         return problems + Checkpoint(entry.path).verify(progress)

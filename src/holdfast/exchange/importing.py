@@ -18,6 +18,7 @@ from holdfast.session import Session, check_place
 from holdfast.state import adapters, capture, environment, tree
 from holdfast.state.part import FLAT, PartState
 from holdfast.store import book, catalog
+from holdfast.store.entry import Entry
 
 _NOTE_LIMIT = 2000
 _SAID = 100  # lines on what became what
@@ -69,13 +70,13 @@ def _first(lines: list[str]) -> list[str]:
     return [*lines[:_SAID], *([f"… and {more:,} more entries."] if more > 0 else [])]
 
 
-def _check_empty(target: str, entries: list[catalog.Entry]) -> None:
+def _check_empty(target: str, entries: list[Entry]) -> None:
     if entries:
         raise UsageError(
-            f"{target} has {len(entries)} checkpoints already (the newest is {entries[-1].name}); an import would bury "
+            f"{target} has {len(entries)} checkpoints already (the newest is {entries[-1].folder}); an import would bury "
             f"them. Next: import into a new directory.",
             path=target,
-            found=[str(entry.name) for entry in entries],
+            found=[entry.folder for entry in entries],
         )
 
 

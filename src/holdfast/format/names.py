@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from holdfast.errors import FormatError, UsageError
 
@@ -15,8 +16,11 @@ _LONGEST = 200
 LAST_SEQUENCE = 10**18 - 1
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _OWN = frozenset({"checkpoint.json", "arrays.json", "README.md"})
+# Without zeros that nobody writes: one checkpoint, one name. `0000012_…` would be taken for
+# `000012_…`, and that be deleted for it.
 _CHECKPOINT = re.compile(
-    r"(?P<sequence>\d{6,18})_epoch-(?P<epoch>\d{4,18})_step-(?P<step>\d{8,18})_(?P<time>\d{8}T\d{6}Z)\Z",
+    r"(\d{6}|[1-9]\d{6,17})_epoch-(\d{4}|[1-9]\d{4,17})_step-(\d{8}|[1-9]\d{8,17})"
+    r"_([1-9]\d{7}T(?:[01]\d|2[0-3])\d{4}Z)\Z",
     re.ASCII,  # else other alphabets' digits are digits
 )
 _SELECTOR = re.compile(
@@ -25,8 +29,7 @@ _SELECTOR = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointName:
+class CheckpointName(NamedTuple):
     """What a checkpoint's name says: its sequence, progress and time of saving (UTC)."""
 
     sequence: int
@@ -44,13 +47,12 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
     found = _CHECKPOINT.match(name)
     if found is None:
         return None
+    sequence, epoch, step, time = found.groups()
     try:
-        created = datetime.datetime.fromisoformat(found["time"])
+        created = datetime.datetime.fromisoformat(time)
     except ValueError:
         return None
-    parsed = CheckpointName(int(found["sequence"]), int(found["epoch"]), int(found["step"]), created)
-    # One checkpoint, one name: `0000012_…` would be taken for `000012_…`, and that be deleted for it.
-    return parsed if str(parsed) == name else None
+    return CheckpointName(int(sequence), int(epoch), int(step), created)
 
 
 def check_part_name(name: object) -> str:

@@ -60,9 +60,9 @@ def decode(data: bytes, path: str) -> dict[str, Any]:
 
 def check_digest(data: bytes, path: str) -> None:
     """Compares the digest in the last line, as bytes; `DamagedError` when it is not that of the others."""
-    directory, _, file = path.rpartition("/")
-    body, line = data[:-_LINE_LENGTH], data[-_LINE_LENGTH:]
+    line = data[-_LINE_LENGTH:]
     if len(line) < _LINE_LENGTH or not line.startswith(b'"xxh3-128":"') or not line.endswith(b'"}\n'):
+        directory, _, file = path.rpartition("/")
         raise DamagedError(
             f"{path} is truncated or was changed: its last line is not its digest. "
             f"Next: holdfast verify on the checkpoint, or use an older one.",
@@ -73,8 +73,9 @@ def check_digest(data: bytes, path: str) -> None:
             expected='a last line "xxh3-128":"…"}',
             found=line[-60:].decode("ascii", "replace"),
         )
-    expected, found = line[12:44].decode("ascii", "replace"), digest(body)
+    expected, found = line[12:44].decode("ascii", "replace"), digest(memoryview(data)[:-_LINE_LENGTH])
     if expected != found:
+        directory, _, file = path.rpartition("/")
         raise DamagedError(
             f"{path} is damaged: its digest is {found}, and {expected} was written. "
             f"Next: holdfast verify on the checkpoint, or use an older one.",
@@ -99,11 +100,16 @@ def _parse_compact(data: bytes, path: str) -> dict[str, Any] | None:
         content = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if type(content) is not dict or _SPACED.search(data):
+    if type(content) is not dict or is_spaced(data):
         return None
     # Every key is followed by `":` here, so one given twice (of which one is lost) makes these
     # more than the keys that were found. A text that holds `":` does so too: hence None.
     return content if data.count(b'":') == check_depth(content, path) else None
+
+
+def is_spaced(data: bytes) -> bool:
+    """Whether a key may not be followed by its colon at once; texts may look so, too."""
+    return _SPACED.search(data) is not None
 
 
 def _parse_strictly(data: bytes, path: str) -> dict[str, Any]:

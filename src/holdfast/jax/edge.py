@@ -23,6 +23,7 @@ _EXTENDED = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
 _NAMES = {code: name for name, code in _EXTENDED.items()}
+BATCHED: frozenset[str] = frozenset()  # each array goes to its device by a call of its own
 
 
 def describe(leaf: jax.Array, where: str, *, check: bool = False) -> Array:
@@ -107,6 +108,14 @@ def set_flags(_thing: Any, _values: Mapping[str, bool]) -> None:
 
 
 def on_step(_thing: Any, _notify: Any) -> None:
+    return None
+
+
+def late(_things: Mapping[str, Any], _states: Mapping[str, Any]) -> None:
+    """JAX's arrays never change: nothing has to wait for them."""
+
+
+def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
     return None
 
 

@@ -21,6 +21,7 @@ from holdfast.payload.array import Bytes
 _STRETCH = 1 << 20
 _VECTORS = 512  # of preadv; Linux takes 1024
 _SCATTERED = 64  # more pieces than this in one block are copied from scratch memory
+_ASIDE = 1 << 20  # so are batches, unless there is little of them between large arrays
 
 Names = Callable[[str, int, int], list[str]]
 Progress = Callable[[int], None]
@@ -52,12 +53,49 @@ class Piece(NamedTuple):
     array: str
 
 
+class Batch(NamedTuple):
+    """Small arrays of one file, handed over together once the block that holds them was found right.
+
+    So a reader of tens of thousands of them keeps no destination for each.
+
+    Attributes:
+        file: name of the file.
+        starts: first byte of each, ascending, counted from byte 0 of the file.
+        stops: one past the last byte of each.
+        place: `place(first, last, data, base)` takes the arrays `first` to `last` (exclusive) out of
+            `data`, the bytes of the file from byte `base` on, which are gone when it returns.
+            Called by several threads at once, for each array once.
+        label: "part/name" of an array, for messages.
+
+    """
+
+    file: str
+    starts: Sequence[int]
+    stops: Sequence[int]
+    place: Callable[[int, int, Bytes, int], None]
+    label: Callable[[int], str]
+
+
+class Run(NamedTuple):
+    """Arrays `first` to `last` (exclusive) of a batch, which follow one another inside one block.
+
+    Start and stop count from the block's first byte.
+    """
+
+    start: int
+    stop: int
+    batch: Batch
+    first: int
+    last: int
+
+
 class Job(NamedTuple):
-    """A block to read, and its pieces by ascending start; without any it is only checked."""
+    """A block to read, with its pieces and runs by ascending start; without any it is only checked."""
 
     file: OpenFile
     number: int
-    pieces: list[Piece]
+    pieces: Sequence[Piece]
+    runs: Sequence[Run] = ()
 
 
 class Checker:
@@ -99,17 +137,23 @@ class Checker:
     def _take(self, job: Job, start: int, size: int) -> None:
         [buffer] = staging.pool.take(1)
         try:
-            if not job.pieces:
+            if not job.pieces and not job.runs:
                 self._digest(job, start, size, _discarded(0, size, buffer.bytes))
-            elif len(job.pieces) > _SCATTERED or _overlap(job.pieces):
+            elif _scatterable(job):
+                asides = [Piece(r.start, r.stop, np.empty(r.stop - r.start, np.uint8), "") for r in job.runs]
+                pieces = sorted([*job.pieces, *asides], key=_start_of) if asides else job.pieces
+                self.changed = True
+                self._digest(job, start, size, _scattered(pieces, size, buffer.bytes))
+                for run, aside in zip(job.runs, asides, strict=True):
+                    run.batch.place(run.first, run.last, aside.into, start + run.start)
+            else:
                 whole = buffer.bytes[:size] if size <= len(buffer.bytes) else np.empty(size, np.uint8)
                 self._digest(job, start, size, [whole])
                 self.changed = True
                 for piece in job.pieces:
                     piece.into[:] = whole[piece.start : piece.stop]
-            else:
-                self.changed = True
-                self._digest(job, start, size, _scattered(job.pieces, size, buffer.bytes))
+                for run in job.runs:
+                    run.batch.place(run.first, run.last, whole, start)
         finally:
             staging.pool.give([buffer])
 
@@ -154,7 +198,8 @@ class Checker:
     def _arrays(self, job: Job, start: int, size: int) -> list[str]:
         if self._names is not None:
             return self._names(job.file.record.name, start, start + size)
-        return list(dict.fromkeys(piece.array for piece in job.pieces))
+        batched = (run.batch.label(index) for run in job.runs for index in range(run.first, run.last))
+        return list(dict.fromkeys([*(piece.array for piece in job.pieces), *batched]))
 
     def _unreadable(self, job: Job, start: int, size: int, error: OSError) -> HoldfastError:
         if error.errno in (errno.ENOENT, errno.ESTALE):
@@ -171,11 +216,23 @@ class Checker:
         )
 
 
-def _overlap(pieces: list[Piece]) -> bool:
-    return any(second.start < first.stop for first, second in pairwise(pieces))
+def _scatterable(job: Job) -> bool:
+    """Whether the bytes can go where they belong as they are read, or all through scratch memory."""
+    wanted: Sequence[Piece | Run] = job.pieces
+    if job.runs:
+        if sum(run.stop - run.start for run in job.runs) > _ASIDE:
+            return False
+        wanted = sorted([*job.pieces, *job.runs], key=_start_of)
+    return len(wanted) <= _SCATTERED and not any(
+        second.start < first.stop for first, second in pairwise(wanted)
+    )
 
 
-def _scattered(pieces: list[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
+def _start_of(item: Piece | Run) -> int:
+    return item.start
+
+
+def _scattered(pieces: Sequence[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
     """The destinations in the order of the block, with scratch memory for what lies between."""
     at = 0
     for piece in pieces:

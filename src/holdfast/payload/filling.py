@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from holdfast.payload.layout import Layout, PlannedFile, Segment
 
 # Small enough to be in the second-level cache still when it is looked at after copying.
 TILE = 256 * 1024
+
+Turn = Literal["early", "late", "mixed"]
+"""Whether a block holds no bytes of late arrays, nothing else, or both."""
 
 
 class _Shared:
@@ -30,11 +34,12 @@ class _Shared:
 class _Source:
     """A file's segments, with what filling needs to know about each."""
 
-    __slots__ = ("plan", "shared", "stops", "watch")
+    __slots__ = ("late", "plan", "shared", "stops", "watch")
 
     def __init__(self, plan: PlannedFile, block: int) -> None:
         self.plan = plan
         self.stops = [segment.stop for segment in plan.segments]
+        self.late = [segment.array.late for segment in plan.segments]
         self.watch = [
             dtypes.nonfinite(segment.array.dtype) if segment.checked else None for segment in plan.segments
         ]
@@ -53,13 +58,34 @@ class Filling:
         self._sources = [_Source(plan, block) for plan in layout.files]
         self._found: set[tuple[int, int]] = set()  # (file, segment) that hold a NaN or an infinity
 
-    def fill(self, file: int, number: int, target: Bytes) -> None:
-        """Copies the bytes of one block; its arrays' errors are raised as they are, with a note."""
+    def turns(self, file: int) -> list[Turn]:
+        """For each block of a file, when its bytes may be copied."""
+        source, block = self._sources[file], self._block
+        count = -(-source.plan.size // block)
+        if not any(source.late):
+            return ["early"] * count
+        holds = {False: bytearray(count), True: bytearray(count)}
+        spans = [(0, len(source.plan.header), False)]
+        spans += [(s.start, s.stop, late) for s, late in zip(source.plan.segments, source.late, strict=True)]
+        for start, stop, late in spans:
+            first, last = start // block, (stop - 1) // block
+            holds[late][first : last + 1] = b"\1" * (last - first + 1)
+        return [
+            "mixed" if early and late else "late" if late else "early"
+            for early, late in zip(holds[False], holds[True], strict=True)
+        ]
+
+    def fill(self, file: int, number: int, target: Bytes, late: bool | None = None) -> None:
+        """Copies the bytes of one block; its arrays' errors are raised as they are, with a note.
+
+        With `late` only those of late arrays (True), or only the others, the header among them (False).
+        """
         source = self._sources[file]
         base = number * self._block
         end = min(base + self._block, source.plan.size)
         header = source.plan.header[base:end]
-        target[: len(header)] = np.frombuffer(header, np.uint8)
+        if late is not True:
+            target[: len(header)] = np.frombuffer(header, np.uint8)
         segments = source.plan.segments
         index = bisect_right(source.stops, base)
         run: list[Bytes] = []
@@ -68,6 +94,12 @@ class Filling:
             start, stop, array, _, _, _ = segment = segments[index]
             if start >= end:
                 break
+            if late is not None and source.late[index] is not late:
+                if run:
+                    self._gather(file, first, run, target, base)
+                index += 1
+                run, first, length = [], index, 0
+                continue
             if stop - start < TILE and start >= base and stop <= end:
                 try:
                     view = array.open()

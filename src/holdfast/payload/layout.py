@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from holdfast.errors import UsageError
 from holdfast.format import dtypes, safetensors
+from holdfast.format.table import ArrayEntry, Chunk
 from holdfast.payload.array import Array
 
 HEADER_LIMIT = 90_000_000  # the ordinary library takes 100 MB
-
-
-class Placement(NamedTuple):
-    """An array's place: bytes `start` to `stop` of `file`, counted from byte 0 of the file.
-
-    `alias_of` is the (part, name) under which these bytes are stored, if not under this one.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    start: int
-    stop: int
-    alias_of: tuple[str, str] | None = None
 
 
 class Segment(NamedTuple):
@@ -51,21 +39,34 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All files of a save, and for each part where its arrays are."""
+    """All files of a save, and for each part where its arrays are: one entry for arrays that are stored once."""
 
     files: tuple[PlannedFile, ...]
-    table: dict[str, dict[str, Placement]]
+    table: dict[str, dict[str, ArrayEntry]]
 
     @property
     def total_bytes(self) -> int:
         return sum(file.size for file in self.files)
 
 
-class _Item(NamedTuple):
-    name: str
-    array: Array
+class _Form(NamedTuple):
+    """What follows from a dtype and a shape alone: looked up, since most arrays share a few."""
+
+    rank: int  # the smallest comes first
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
+
+    @classmethod
+    def of(cls, dtype: str, shape: tuple[int, ...]) -> _Form:
+        return cls(
+            -dtypes.alignment(dtype), *dtypes.stored(dtype, shape), nbytes=dtypes.byte_count(dtype, shape)
+        )
+
+
+# (rank, name, form, array): ordered as in the file. Names differ, so no more than these two are compared.
+_Item = tuple[int, str, _Form, Array]
+_Key = tuple[str, str]  # (part, name)
 
 
 def plan(
@@ -86,27 +87,31 @@ def plan(
         header_limit: bytes of header at which a part is split.
 
     """
-    first: dict[Hashable, tuple[str, str]] = {}
-    aliases: dict[tuple[str, str], tuple[str, str]] = {}
-    checked: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    forms: dict[tuple[str, tuple[int, ...]], _Form] = {}
+    first: dict[Hashable, _Key] = {}
+    aliases: dict[_Key, _Key] = {}
+    checked: dict[_Key, tuple[_Key, ...]] = {}
     own: dict[str, list[_Item]] = {}
     for part, arrays in parts.items():
         items = own[part] = []
         for name, array in arrays.items():
-            key = (part, name)
-            stored, shape = dtypes.stored(array.dtype, array.shape)
-            _check(part, name, array)
+            key, kind = (part, name), (array.dtype, array.shape)
+            form = forms.get(kind)
+            if form is None:
+                form = forms[kind] = _Form.of(*kind)
+            if array.nbytes != form.nbytes or name == safetensors.METADATA:
+                raise _refusal(part, name, array, form.nbytes)
             origin = key if array.identity is None else first.setdefault(array.identity, key)
             if array.check:
-                checked.setdefault(origin, []).append(key)
-            if origin == key:
-                items.append(_Item(name, array, stored, shape))
+                checked[origin] = (*checked[origin], key) if origin in checked else (key,)
+            if origin is key:
+                items.append((form.rank, name, form, array))
             else:
                 aliases[key] = origin
     files: list[PlannedFile] = []
-    placed: dict[tuple[str, str], Placement] = {}
+    placed: dict[_Key, ArrayEntry] = {}
     for part, items in own.items():
-        items.sort(key=lambda item: (-dtypes.alignment(item.array.dtype), item.name))
+        items.sort()
         metadata = {"format": (formats or {})[part]} if part in (formats or {}) else {}
         groups = _split(items, metadata, header_limit)
         for number, (group, header) in enumerate(groups, 1):
@@ -119,27 +124,30 @@ def plan(
     return Layout(tuple(files), _table(parts, placed, aliases))
 
 
-def _check(part: str, name: str, array: Array) -> None:
-    expected = dtypes.byte_count(array.dtype, array.shape)
+def _refusal(part: str, name: str, array: Array, expected: int) -> UsageError:
     if array.nbytes != expected:
-        raise UsageError(
+        return UsageError(
             f"The array {part}/{name} brings {array.nbytes:,} bytes; {array.dtype} {list(array.shape)} has {expected:,}.",
             expected=expected,
             found=array.nbytes,
         )
-    if name == safetensors.METADATA:
-        raise UsageError(
-            f"An array in the part {part!r} is called {name!r}, a name that the file format keeps for itself. Rename it.",
-            found=name,
-        )
+    return UsageError(
+        f"An array in the part {part!r} is called {name!r}, a name that the file format keeps for itself. Rename it.",
+        found=name,
+    )
+
+
+def _offsets(items: Iterable[_Item], start: int) -> list[int]:
+    """Where each item begins, and where the last one ends."""
+    return list(accumulate((form.nbytes for _, _, form, _ in items), initial=start))
 
 
 def _header(items: list[_Item], metadata: Mapping[str, str]) -> bytes:
-    entries, offset = [], 0
-    for item in items:
-        stop = offset + item.array.nbytes
-        entries.append((item.name, item.dtype, item.shape, offset, stop))
-        offset = stop
+    offsets = _offsets(items, 0)
+    entries: Iterator[tuple[str, str, tuple[int, ...], int, int]] = (
+        (name, form.dtype, form.shape, start, stop)
+        for (_, name, form, _), start, stop in zip(items, offsets, offsets[1:], strict=False)
+    )
     return safetensors.build_header(entries, metadata)
 
 
@@ -155,7 +163,8 @@ def _split(items: list[_Item], metadata: Mapping[str, str], limit: int) -> list[
     groups: list[list[_Item]] = [[]]
     used = 0
     for item in items:
-        text = json.dumps({item.name: [item.dtype, item.shape]}, ensure_ascii=False)
+        _, name, form, _ = item
+        text = json.dumps({name: [form.dtype, form.shape]}, ensure_ascii=False)
         size = len(text.encode()) + 80
         if groups[-1] and used + size > room:
             groups.append([])
@@ -171,30 +180,25 @@ def _place(
     items: list[_Item],
     header: bytes,
     *,
-    checked: Mapping[tuple[str, str], list[tuple[str, str]]],
-    placed: dict[tuple[str, str], Placement],
+    checked: Mapping[_Key, tuple[_Key, ...]],
+    placed: dict[_Key, ArrayEntry],
 ) -> PlannedFile:
-    segments, offset = [], len(header)
-    for item in items:
-        array, key = item.array, (part, item.name)
-        stop = offset + array.nbytes
-        placed[key] = Placement(array.dtype, array.shape, file, offset, stop)
-        if array.nbytes:
-            segments.append(Segment(offset, stop, array, part, item.name, tuple(checked.get(key, ()))))
-        offset = stop
-    return PlannedFile(file, offset, header, tuple(segments))
+    offsets = _offsets(items, len(header))
+    segments = []
+    for (_, name, form, array), start, stop in zip(items, offsets, offsets[1:], strict=False):
+        key = (part, name)
+        placed[key] = ArrayEntry(array.dtype, array.shape, (Chunk(file, (start, stop)),))
+        if form.nbytes:
+            segments.append(Segment(start, stop, array, part, name, checked.get(key, ())))
+    return PlannedFile(file, offsets[-1], header, tuple(segments))
 
 
 def _table(
     parts: Mapping[str, Mapping[str, Array]],
-    placed: Mapping[tuple[str, str], Placement],
-    aliases: Mapping[tuple[str, str], tuple[str, str]],
-) -> dict[str, dict[str, Placement]]:
-    table: dict[str, dict[str, Placement]] = {}
-    for part, arrays in parts.items():
-        rows = table[part] = {}
-        for name in arrays:
-            key = (part, name)
-            origin = aliases.get(key)
-            rows[name] = placed[key] if origin is None else placed[origin]._replace(alias_of=origin)
-    return table
+    placed: Mapping[_Key, ArrayEntry],
+    aliases: Mapping[_Key, _Key],
+) -> dict[str, dict[str, ArrayEntry]]:
+    return {
+        part: {name: placed[aliases.get(key, key)] for name in arrays for key in ((part, name),)}
+        for part, arrays in parts.items()
+    }

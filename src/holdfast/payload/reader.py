@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from operator import le
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +20,12 @@ import numpy as np
 from holdfast import files as files_
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError, storage_error
 from holdfast.format.safetensors import BLOCK, LENGTH_LIMIT
-from holdfast.payload import damage
+from holdfast.payload import damage, pending
 from holdfast.payload.array import Bytes
-from holdfast.payload.blocks import Checker, FileRecord, Job, Names, OpenFile, Piece, Progress
+from holdfast.payload.blocks import Batch, Checker, FileRecord, Job, Names, OpenFile, Piece, Progress, Run
 from holdfast.payload.sharing import share
 
-__all__ = ["FileRecord", "Request", "read", "verify"]
+__all__ = ["Batch", "FileRecord", "Request", "read", "verify"]
 
 _MOST = 10_000  # damaged blocks that are told
 
@@ -51,6 +54,7 @@ def read(
     files: Mapping[str, FileRecord],
     requests: Iterable[Request],
     *,
+    batches: Sequence[Batch] = (),
     names: Names | None = None,
     progress: Progress | None = None,
     block_size: int = BLOCK,
@@ -65,6 +69,7 @@ def read(
         directory: the checkpoint.
         files: records of at least the requested files.
         requests: in any order; two may ask for the same bytes.
+        batches: small arrays, taken out of each block when it was found right.
         names: the arrays that overlap bytes `start` to `stop` of a file, for messages; without
             it only the requested ones are named.
         progress: told how many bytes were just read; never called by two threads at once.
@@ -79,15 +84,22 @@ def read(
 
     """
     directory = os.fspath(directory)
-    ordered = sorted(requests, key=lambda request: (request.file, request.start, request.stop))
-    wanted = _wanted(directory, files, ordered, block_size)
+    own = list(requests)
+    wanted = _wanted(directory, files, own, batches, block_size)
+    astride = [found for batch in batches for found in _astride(batch, block_size)]
+    own += [request for request, _, _ in astride]
+    own.sort(key=lambda request: (request.file, request.start, request.stop))
     checker = Checker(directory, block_size, names, progress)
     try:
         with contextlib.ExitStack() as stack:
             opened = {name: _open(directory, record, stack) for name, record in wanted.items()}
             for file in opened.values():
                 _check_size(directory, file)
-            share(_plan(ordered, opened, block_size), checker.take)
+            jobs = _plan(own, batches, opened, block_size)
+            pending.settle_for_reading()  # a save may still be copying what is written to now
+            share(jobs, checker.take)
+            for request, batch, index in astride:
+                batch.place(index, index + 1, request.into, request.start)
     except HoldfastError as error:
         if checker.changed:
             raise damage.after_change(error) from error
@@ -148,31 +160,50 @@ def verify(
 
 
 def _wanted(
-    directory: str, files: Mapping[str, FileRecord], requests: list[Request], block_size: int
+    directory: str,
+    files: Mapping[str, FileRecord],
+    requests: list[Request],
+    batches: Sequence[Batch],
+    block_size: int,
 ) -> dict[str, FileRecord]:
     """The records of the requested files; everything that can be wrong without looking at them."""
     wanted: dict[str, FileRecord] = {}
-    for request in requests:
-        record = wanted.get(request.file)
+
+    def record_of(file: str, array: str) -> FileRecord:
+        record = files.get(file)
         if record is None:
-            record = files.get(request.file)
-            if record is None:
-                raise FormatError(
-                    f"{directory}: the array {request.array} is said to be in {request.file!r}, which is not "
-                    f"among its files: {', '.join(sorted(files)) or 'none'}.",
-                    path=directory,
-                    found=request.file,
-                )
-            _check_record(record, block_size)
-            wanted[request.file] = record
-        if not 0 <= request.start <= request.stop <= record.size:
             raise FormatError(
-                f"{directory}: the array {request.array} is said to be in bytes {request.start:,} to "
-                f"{request.stop:,} of {request.file}, which has {record.size:,}.",
+                f"{directory}: the array {array} is said to be in {file!r}, which is not among its files: "
+                f"{', '.join(sorted(files)) or 'none'}.",
                 path=directory,
-                expected=record.size,
-                found=[request.start, request.stop],
+                found=file,
             )
+        _check_record(record, block_size)
+        wanted[file] = record
+        return record
+
+    def outside(record: FileRecord, array: str, start: int, stop: int) -> FormatError:
+        return FormatError(
+            f"{directory}: the array {array} is said to be in bytes {start:,} to {stop:,} of {record.name}, "
+            f"which has {record.size:,}.",
+            path=directory,
+            expected=record.size,
+            found=[start, stop],
+        )
+
+    for file, starts, stops, _, label in batches:
+        if not starts:
+            continue
+        record = wanted.get(file) or record_of(file, label(0))
+        # All at once; which one it is, is looked for when it is known that there is one.
+        if starts[0] < 0 or max(stops) > record.size or not all(map(le, starts, stops)):
+            spans = zip(starts, stops, strict=True)
+            index = next(i for i, (a, b) in enumerate(spans) if not 0 <= a <= b <= record.size)
+            raise outside(record, label(index), starts[index], stops[index])
+    for request in requests:
+        record = wanted.get(request.file) or record_of(request.file, request.array)
+        if not 0 <= request.start <= request.stop <= record.size:
+            raise outside(record, request.array, request.start, request.stop)
         into = request.into
         fits = into.shape == (request.stop - request.start,) and into.dtype == np.uint8
         if not fits or not into.flags.c_contiguous or not into.flags.writeable:
@@ -222,7 +253,38 @@ def _check_size(directory: str, file: OpenFile) -> None:
         raise damage.wrong_size(directory, file.record.name, file.record.size, size)
 
 
-def _plan(requests: list[Request], opened: Mapping[str, OpenFile], block_size: int) -> list[Job]:
+def _astride(batch: Batch, block_size: int) -> list[tuple[Request, Batch, int]]:
+    """The arrays of a batch that lie in more than one block: read aside, handed over at the end."""
+    return [
+        (Request(batch.file, start, stop, np.empty(stop - start, np.uint8), batch.label(index)), batch, index)
+        for index, (start, stop) in enumerate(zip(batch.starts, batch.stops, strict=True))
+        if start // block_size != (stop - 1) // block_size and start < stop
+    ]
+
+
+def _runs(batch: Batch, block_size: int) -> Iterator[tuple[int, Run]]:
+    """(block, run) for all else in a batch, by ascending start."""
+    starts, stops, count = batch.starts, batch.stops, len(batch.starts)
+    index = 0
+    while index < count:
+        number = starts[index] // block_size
+        base, end = number * block_size, (number + 1) * block_size
+        last = bisect_left(starts, end, index)
+        # Where one does not follow the other, and around each that does not end in this block.
+        cuts = {index, last}
+        cuts.update(i for i in range(index + 1, last) if starts[i] != stops[i - 1])
+        for i in range(index, last):
+            if stops[i] > end:
+                cuts.update((i, i + 1))
+        for first, after in pairwise(sorted(cuts)):
+            if stops[first] <= end:
+                yield number, Run(starts[first] - base, stops[after - 1] - base, batch, first, after)
+        index = last
+
+
+def _plan(
+    requests: list[Request], batches: Sequence[Batch], opened: Mapping[str, OpenFile], block_size: int
+) -> list[Job]:
     """One job per block, in the order of the files; the blocks of each header are always there."""
     pieces: dict[tuple[str, int], list[Piece]] = {}
     for name, file in opened.items():
@@ -239,8 +301,13 @@ def _plan(requests: list[Request], opened: Mapping[str, OpenFile], block_size: i
                 Piece(offset - base, stop - base, into, request.array)
             )
             offset = stop
+    runs: dict[tuple[str, int], list[Run]] = {}
+    for batch in batches:
+        for number, run in _runs(batch, block_size):
+            pieces.setdefault((batch.file, number), [])
+            runs.setdefault((batch.file, number), []).append(run)
     return [
-        Job(opened[name], number, found)
+        Job(opened[name], number, found, sorted(runs.get((name, number), ()), key=lambda run: run.start))
         for (name, number), found in sorted(pieces.items(), key=lambda p: p[0])
     ]
 

@@ -60,15 +60,36 @@ class Pool:
             kept = max(0, len(self._free) - count)
             taken = self._free[kept:]
             del self._free[kept:]
-        missing = count - len(taken)
         try:
-            made = [Buffer(huge=self._made + number < _HUGE) for number in range(missing)]
-        except OSError as error:
+            return taken + self._make(count - len(taken))
+        except MemoryError:
             self.give(taken)
-            raise MemoryError(f"no memory for {missing} more staging buffers of {BLOCK:,} bytes") from error
+            raise
+
+    def _make(self, count: int) -> list[Buffer]:
         with self._lock:
-            self._made += missing
-        return taken + made
+            before = self._made
+            self._made += count
+        try:
+            return [Buffer(huge=before + number < _HUGE) for number in range(count)]
+        except OSError as error:
+            with self._lock:
+                self._made -= count
+            raise MemoryError(f"no memory for {count} more staging buffers of {BLOCK:,} bytes") from error
+
+    def prepare(self, count: int) -> None:
+        """Has at least `count` buffers made in all, each in memory already; does what it can.
+
+        The system hands out memory page by page as it is first written to, which takes several
+        times as long as copying into it. Done here, beside the training, it does not hold a save.
+        """
+        while self._made < count:
+            try:
+                [buffer] = self._make(1)
+            except MemoryError:
+                return  # the save that needs it will say so
+            buffer.bytes[:: mmap.PAGESIZE] = 0
+            self.give([buffer])
 
     def give(self, buffers: list[Buffer]) -> None:
         with self._lock:

@@ -5,12 +5,17 @@ looked at for NaN while they are in the cache), its *digest* is taken, and it is
 fills and digests, another writes. With a handful of buffers the save streams in bounded memory, each
 block digested while it is in the cache still; with one buffer per block everything is copied before
 the first digest is taken, and the training goes on. Nothing else differs between the two.
+
+Arrays that are marked as late are filled last, after `wait_early` has let the training go on. A block
+that holds late and other arrays is filled in two turns, while it keeps its buffer; where there are too
+few buffers for that, it is filled at once.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +25,9 @@ import xxhash
 from holdfast import files
 from holdfast.errors import UsageError, storage_error
 from holdfast.format.safetensors import ALIGNMENT, BLOCK
+from holdfast.payload import pending, threads
 from holdfast.payload import staging as staging_
-from holdfast.payload import threads
-from holdfast.payload.filling import Filling
+from holdfast.payload.filling import Filling, Turn
 from holdfast.payload.layout import Layout, PlannedFile
 from holdfast.payload.staging import Buffer
 
@@ -68,41 +73,55 @@ class Save:
         directory: where the files are created; they must not exist yet.
         staging: bytes of memory to copy into ahead of the disk; None or 0 streams.
         block_size: bytes of a block, a multiple of 4096, at most 16 MiB (smaller ones in tests).
+        confirm: called by a worker thread once all is copied, before `wait_copied` returns; what it
+            raises fails the save.
 
-    The arrays must not change between `start` and the return of `wait_copied`. `wait` and
-    `wait_copied` may be called from any thread. The files' names are durable only after the
+    The arrays must not change between `start` and the return of `wait_early`, late ones not before that
+    of `wait_copied`, for which `pending.settle` waits. All `wait…` may be called from any thread. The files' names are durable only after the
     caller has synced the directory; after a failure they are left for the caller to remove.
 
     """
 
     def __init__(
-        self, layout: Layout, directory: str, *, staging: int | None = None, block_size: int = BLOCK
+        self,
+        layout: Layout,
+        directory: str,
+        *,
+        staging: int | None = None,
+        block_size: int = BLOCK,
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         if block_size % ALIGNMENT or not 0 < block_size <= BLOCK:
             raise UsageError(
                 f"A block of {block_size:,} bytes is not possible: a multiple of {ALIGNMENT} up to {BLOCK:,} is."
             )
         self._layout, self._directory, self._block = layout, os.fspath(directory), block_size
-        self._staging = staging or 0
+        self._staging, self._confirm = staging or 0, confirm
         self._filling = Filling(layout, block_size)
         self._lock = threading.Lock()
         self._files: list[_File] = []
-        self._to_fill: deque[tuple[int, int]] = deque()  # (file, number of the block)
+        self._to_fill: deque[tuple[int, int, Turn]] = deque()  # (file, number of the block, when)
+        self._to_complete: deque[tuple[int, int, Buffer]] = deque()  # filled but for late arrays
         self._to_digest: deque[tuple[int, int, Buffer]] = deque()
         self._to_write: deque[tuple[int, int, Buffer]] = deque()
         self._free: list[Buffer] = []
         self._held: list[Buffer] = []  # all buffers that are not given back yet
-        self._unfilled = 0
+        self._unfilled = self._early = 0  # blocks to fill, and those of them that are not all late
         self._streams = False
         self._most: dict[threads.Crew, int] = {"blocks": 0, "disk": 0}  # threads that this save asks for
         self._at_work: dict[threads.Crew, int] = {"blocks": 0, "disk": 0}
         self._started = self._closed = False
         self._error: BaseException | None = None
-        self._copied, self._done = threads.Ticket(), threads.Ticket()
+        self._early_copied, self._copied, self._done = threads.Ticket(), threads.Ticket(), threads.Ticket()
+        self.waited = 0.0
+        """Seconds for which somebody waited in `join_copied`."""
+        self.overlapped = False
+        """Whether there are late arrays; known once it is started."""
 
     def start(self) -> None:
         """Creates the files and begins; returns at once. `StorageError` if one cannot be created."""
         self._started = True
+        late: list[tuple[int, int, Turn]] = []
         try:
             # Asked only when it matters: the first answer for a file system is tried out with a file.
             big = any(file.size > DIRECT_FROM for file in self._layout.files)
@@ -112,7 +131,11 @@ class Save:
                 path = os.path.join(self._directory, plan.name)
                 disk = files.PayloadFile(path, plan.size, direct=direct and plan.size > DIRECT_FROM)
                 self._files.append(_File(plan, disk, count))
-                self._to_fill.extend((index, number) for number in range(count))
+                for number, turn in enumerate(self._filling.turns(index)):
+                    (late if turn == "late" else self._to_fill).append((index, number, turn))
+            self._early = len(self._to_fill)
+            self.overlapped = bool(late) or any(turn == "mixed" for _, _, turn in self._to_fill)
+            self._to_fill.extend(late)
             self._unfilled = len(self._to_fill)
             self._most = {crew: min(threads.size(crew), self._unfilled) for crew in self._most}
             wanted = min(sum(self._most.values()) + _SPARE_BUFFERS, _MOST_TO_STREAM)
@@ -124,14 +147,39 @@ class Save:
         self._held = list(self._free)
         if not self._unfilled:
             self._close(None)
+        elif self.overlapped:
+            pending.add(self)
         # One by one, so that an interrupt between two leaves a save that still ends.
         while self._call("blocks"):
             pass
+
+    def wait_early(self) -> None:
+        """Returns when the bytes of every array but the late ones are copied; raises what stopped the save before that."""
+        self._check_started()
+        self._early_copied.wait()
 
     def wait_copied(self) -> None:
         """Returns when every array's bytes are copied; raises what stopped the save before that."""
         self._check_started()
         self._copied.wait()
+
+    def join_copied(self) -> None:
+        """Returns when nothing more is copied, whatever became of the save."""
+        started = time.monotonic()
+        self._copied.join()
+        self.waited += time.monotonic() - started
+
+    def spoil(self) -> None:
+        """Makes the save fail unless everything is copied: late arrays may be written to from now on."""
+        with self._lock:
+            copied = not self._unfilled
+        if not copied:
+            self._fail(
+                UsageError(
+                    "The save was given up: its arrays were still being copied when an interrupt ended the wait for that. "
+                    "Next: nothing; the checkpoints before it are whole."
+                )
+            )
 
     def wait(self) -> Written:
         """Returns when all data is durable; else raises the first failure, all files closed."""
@@ -174,7 +222,7 @@ class Save:
     def _has_work(self, crew: threads.Crew) -> bool:
         if crew == "disk":
             return bool(self._to_write)
-        return bool(self._to_fill and self._free) or bool(self._to_digest)
+        return bool(self._to_fill and self._free) or bool(self._to_complete) or bool(self._to_digest)
 
     def _work(self, crew: threads.Crew) -> None:
         try:
@@ -197,6 +245,7 @@ class Save:
         It may leave although the save goes on: whoever has a block in hand calls for the crew that
         is to have it next.
         """
+        phases = {"early": self._fill, "mixed": self._fill_early, "late": self._fill_late}
         with self._lock:
             phase: Callable[[int, int, Buffer], None] | None = None
             if self._error is None:
@@ -204,7 +253,10 @@ class Save:
                     if self._to_write:
                         (index, number, buffer), phase = self._to_write.popleft(), self._write
                 elif self._to_fill and self._free:
-                    (index, number), buffer, phase = self._to_fill.popleft(), self._free.pop(), self._fill
+                    index, number, turn = self._to_fill.popleft()
+                    buffer, phase = self._free.pop(), phases[turn]
+                elif self._to_complete:
+                    (index, number, buffer), phase = self._to_complete.popleft(), self._fill_late
                 elif self._to_digest:
                     (index, number, buffer), phase = self._to_digest.popleft(), self._digest
             if phase is None:
@@ -221,6 +273,30 @@ class Save:
 
     def _fill(self, index: int, number: int, buffer: Buffer) -> None:
         self._filling.fill(index, number, buffer.bytes)
+        self._end_early()
+        self._end_fill(index, number, buffer)
+
+    def _fill_early(self, index: int, number: int, buffer: Buffer) -> None:
+        if self._streams:  # each buffer is needed again for the blocks to come
+            self._fill(index, number, buffer)
+            return
+        self._filling.fill(index, number, buffer.bytes, late=False)
+        with self._lock:
+            self._to_complete.append((index, number, buffer))
+        self._end_early()
+
+    def _fill_late(self, index: int, number: int, buffer: Buffer) -> None:
+        self._filling.fill(index, number, buffer.bytes, late=True)
+        self._end_fill(index, number, buffer)
+
+    def _end_early(self) -> None:
+        with self._lock:
+            self._early -= 1
+            copied = not self._early
+        if copied:
+            self._early_copied.finish()
+
+    def _end_fill(self, index: int, number: int, buffer: Buffer) -> None:
         with self._lock:
             if not self._streams:
                 self._to_digest.append((index, number, buffer))
@@ -228,7 +304,10 @@ class Save:
             copied = not self._unfilled
         if copied:
             self._filling.release()
+            if self._confirm is not None:
+                self._confirm()
             self._copied.finish()
+            pending.remove(self)
         if self._streams:
             self._digest(index, number, buffer)
 
@@ -284,8 +363,11 @@ class Save:
         staging_.pool.give(self._held)
         self._held, self._free = [], []
         self._to_fill.clear()
+        self._to_complete.clear()
         self._to_digest.clear()
         self._to_write.clear()
         self._filling.release()
+        self._early_copied.finish(error)
         self._copied.finish(error)
+        pending.remove(self)
         self._done.finish(error)

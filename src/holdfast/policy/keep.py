@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import operator
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from holdfast.errors import UsageError
 
@@ -77,8 +78,7 @@ class Keep:
         return None if self.budget is None else parse_size(self.budget)
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What is known of one checkpoint and decides whether it stays.
 
     `epoch` counts completed epochs and `batch` the batches done in the one after them; `size`
@@ -103,8 +103,7 @@ class Record:
         return self.whole and not self.nan and not self.abandoned
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether one checkpoint stays, and why or why not, in words for people."""
 
     record: Record
@@ -199,17 +198,24 @@ def _why_it_goes(keep: Keep, record: Record) -> str:
 
 def rank(keep: Keep, records: Iterable[Record]) -> list[Record]:
     """The clean records that have the metric, best first; of equals the older comes first."""
-    found = [
-        (value if keep.mode == "min" else -value, record.sequence, record)
-        for record in records
-        if record.clean and (value := _value(keep, record.metrics)) is not None
-    ]
-    return [record for *_, record in sorted(found, key=lambda row: row[:2])]
+    return [record for *_, record in sorted(_ranked(keep, records), key=_PLACE)]
 
 
 def best_of(keep: Keep, records: Iterable[Record]) -> Record | None:
     """The best clean record; None without a metric, or while no record has it."""
-    return next(iter(rank(keep, records)), None)
+    best = min(_ranked(keep, records), key=_PLACE, default=None)
+    return None if best is None else best[2]
+
+
+_PLACE = operator.itemgetter(0, 1)
+
+
+def _ranked(keep: Keep, records: Iterable[Record]) -> Iterator[tuple[Any, int, Record]]:
+    """The records that are ranked, behind what ranks them: the least is the best."""
+    sign = 1 if keep.mode == "min" else -1
+    for record in records:
+        if record.clean and (value := _value(keep, record.metrics)) is not None:
+            yield sign * value, record.sequence, record
 
 
 def is_new_best(keep: Keep, records: Iterable[Record], metrics: Mapping[str, Any], nan: bool = False) -> bool:
@@ -227,6 +233,8 @@ def is_new_best(keep: Keep, records: Iterable[Record], metrics: Mapping[str, Any
 def _value(keep: Keep, metrics: Mapping[str, Any]) -> Any:
     """The metric as a number that can be compared, or None."""
     value = metrics.get(keep.metric) if keep.metric is not None else None
+    if type(value) is float:  # nearly always; the question below takes its time
+        return value if math.isfinite(value) else None
     if not isinstance(value, numbers.Real):
         return None
     if isinstance(value, numbers.Integral):

@@ -4,12 +4,17 @@ An edge module (`holdfast.torch.edge`, …) offers the same verbs for each frame
 
     describe(leaf, where, check)        an array of that framework as a `payload.array.Array`
     allocate(dtype, shape)              a new array to read into, as `Allocation`
+    BATCHED                             dtypes whose small arrays are read together, by
+    unpack(data, base, rows)            … new arrays, and
+    fill(data, base, rows)              … live ones
     special(leaf) / revive(tag, value)  the framework's small values (a dtype, a device, a size)
     serves(thing)                       the kind of a thing that can be tracked, or None
     capture(thing, kind, context)       a tracked thing as a `state.part.PartState`
     plan_restore(thing, kind, …)        what must be read where, to bring it back
     streams() / set_streams(value)      the framework's random streams
     environment()                       versions and devices
+    late(things, states)                the arrays that only tracked optimizers write, as `overlap.Late`
+    before_step(things, notify)         calls `notify` before any optimizer of the process steps
 """
 
 from __future__ import annotations

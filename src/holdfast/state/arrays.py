@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from holdfast.errors import FormatError, UsageError
 from holdfast.format import dtypes
-from holdfast.payload.array import Array, HostArray, LazyArray
+from holdfast.payload.array import Array, Bytes, HostArray, LazyArray
+from holdfast.state.batches import Row
 
 _NAMES = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<i2": "I16", "<u2": "U16", "<f2": "F16", "<i4": "I32",
     "<u4": "U32", "<f4": "F32", "<i8": "I64", "<u8": "U64", "<f8": "F64", "<c8": "C64", "<c16": "C128",
 }  # fmt: skip
 _DTYPES = {name: np.dtype(code) for code, name in _NAMES.items()}
+BATCHED = frozenset(_DTYPES)
+"""Dtypes that `unpack` and `fill` take."""
 
 
 class Allocation(NamedTuple):
@@ -75,6 +78,21 @@ def destination(leaf: Any, dtype: str, shape: tuple[int, ...]) -> Any | None:
     if fits and leaf.flags.c_contiguous and leaf.flags.writeable:
         return _bytes(leaf)
     return None
+
+
+def unpack(data: Bytes, base: int, rows: Sequence[Row]) -> list[np.ndarray[Any, Any]]:
+    """New arrays from the bytes of a file from byte `base` on, a row for each."""
+    made = []
+    for start, stop, entry, *_ in rows:
+        flat = data[start - base : stop - base].view(_DTYPES[entry.dtype])
+        made.append((flat if len(entry.shape) == 1 else flat.reshape(entry.shape)).copy())
+    return made
+
+
+def fill(data: Bytes, base: int, rows: Sequence[Row]) -> None:
+    """Copies such bytes into the arrays of the rows, given by their bytes as `destination` shows them."""
+    for start, stop, _, _, _, into in rows:
+        into[:] = data[start - base : stop - base]
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

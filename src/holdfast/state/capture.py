@@ -67,9 +67,15 @@ def capture_value(name: str, value: Any, kind: str | None = None) -> PartState:
 def _flat_framework(value: Any) -> str | None:
     if not isinstance(value, Mapping) or not value:
         return None
-    frameworks = {adapters.array_framework(type(item)) for item in value.values()}
-    plain_keys = all(type(key) is str and key and not key.startswith(("/", "__metadata__")) for key in value)
-    return frameworks.pop() if plain_keys and len(frameworks) == 1 else None
+    kinds = set(map(type, value.values()))
+    frameworks = {adapters.array_framework(kind) for kind in kinds}
+    if len(frameworks) != 1 or not all(_plain_key(key) for key in value):
+        return None
+    return frameworks.pop()
+
+
+def _plain_key(key: Any) -> bool:
+    return type(key) is str and key != "" and not key.startswith(("/", "__metadata__"))
 
 
 def plan_restore(
@@ -180,6 +186,7 @@ def _plan_arrays(
 ) -> None:
     import numpy as np
 
+    others: dict[str, dict[str, Any]] = {}  # framework → name → live array
     for key, (_, name) in saved.items():
         if key not in live:
             plan.surplus(part.name, key)
@@ -196,12 +203,14 @@ def _plan_arrays(
                     f"{entry.dtype} {list(entry.shape)}",
                     f"{np.asarray(target).dtype} {list(np.shape(target))}, or not contiguous or writable",
                 )
-            else:
+            elif not plan.small.fill(part, name, "numpy", into):
                 plan.read(part, name, into)
         elif framework in adapters.FRAMEWORKS:
-            adapters.edge(framework).plan_array(target, part, name, plan)
+            others.setdefault(framework, {})[name] = target
         else:
             plan.differ(part.name, key, "an array", f"a {type(target).__name__}")
+    for framework, targets in others.items():
+        adapters.edge(framework).plan_arrays(targets, part, plan)
     for key in live:
         if key not in saved:
             plan.lack(part.name, key)

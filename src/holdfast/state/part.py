@@ -10,8 +10,9 @@ from typing import Any
 
 from holdfast.errors import FormatError, HoldfastError, MismatchError, StorageError, nearest
 from holdfast.format import dtypes
-from holdfast.format.manifest import ArrayEntry, Chunk, Part
+from holdfast.format.table import ArrayEntry, Chunk, Part
 from holdfast.state import adapters, tree
+from holdfast.state.batches import Batches, Row
 
 FLAT = "flat"
 PARTIAL = "partial"
@@ -102,6 +103,11 @@ class Plan:
     Adapters add to it: `read` and `allocate` before the bytes are there, `after` for what needs
     them. Arrays that the live object lacks, has too many, or has in another shape are noted with
     `lack`, `surplus` and `differ`.
+
+    Attributes:
+        requests: what the reader reads, array by array.
+        small: the arrays that it hands over together.
+
     """
 
     def __init__(self) -> None:
@@ -114,6 +120,7 @@ class Plan:
         self.different: list[str] = []
         self._first: dict[tuple[str, int, int], Any] = {}
         self._allocated: dict[tuple[Any, ...], Any] = {}
+        self.small = Batches(_no_room_for_row)
         self._moves: list[Callable[[], None]] = []
         self._finishes: list[Callable[[], None]] = []
 
@@ -207,16 +214,29 @@ class Plan:
 
     def value(self, part: SavedPart, arrays: str | None = None) -> Callable[[], Any]:
         """A part's whole value with new arrays; `arrays` replaces the saver's framework."""
-        leaves = part.leaves()
-        homes = {home: _available(arrays or home) for home in {framework for framework, _ in leaves}}
-        finishes = {name: self.allocate(part, homes[framework], name) for framework, name in leaves}
-        return lambda: part.value(lambda _, name: finishes[name]())
+        leaves = {name: framework for framework, name in part.leaves()}
+        homes = {home: _available(arrays or home) for home in set(leaves.values())}
+        found: dict[str, Any] = {}
+        wanted = ((homes[framework], name) for name, framework in leaves.items())
+        others = self.small.make(part, wanted, found)
+        finishes = {name: self.allocate(part, framework, name) for framework, name in others}
+
+        def finish() -> Any:
+            found.update((name, made()) for name, made in finishes.items())
+            return part.value(lambda _, name: found[name])
+
+        return finish
 
     def after(self, step: Callable[[], None]) -> None:
         """Something to do once every byte has been read and checked."""
         self._finishes.append(step)
 
     # -- what the caller does --------------------------------------------------------------
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be read into arrays."""
+        return sum(request.stop - request.start for request in self.requests) + self.small.nbytes
 
     def check_fit(self, where: str) -> None:
         """Raises `MismatchError` when anything was noted that does not fit."""
@@ -243,10 +263,15 @@ class Plan:
 
     def finish(self) -> None:
         """Does what had to wait for the bytes, in order."""
+        self.small.finish()
         for move in self._moves:
             move()
         for step in self._finishes:
             step()
+
+
+def _no_room_for_row(row: Row, framework: str, error: Exception) -> Exception:
+    return error if isinstance(error, HoldfastError) else _no_room(row.part, row.name, framework, error)
 
 
 def _no_room(part: SavedPart, name: str, framework: str, error: Exception) -> StorageError:

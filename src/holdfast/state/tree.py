@@ -213,6 +213,8 @@ def decode(skeleton: Json, leaf: Leaf, where: str = "the checkpoint") -> Any:
         return {key: decode(item, leaf, where) for key, item in skeleton.items()}
     tag, content = skeleton["$"], skeleton.get("v")
     try:
+        if tag in _ARRAY_TAGS and type(content) is str:
+            return leaf(tag, content)
         return _decode_tagged(tag, content, skeleton, leaf, where)
     except FormatError:
         raise
@@ -258,9 +260,7 @@ def _find_leaves(skeleton: Json, found: list[tuple[str, str]]) -> None:
 
 def _decode_tagged(tag: str, content: Json, skeleton: dict[str, Any], leaf: Leaf, where: str) -> Any:
     if tag in _ARRAY_TAGS:
-        if type(content) is not str:
-            raise FormatError(f"{where}: an array has the name {content!r}.", found=content)
-        return leaf(tag, content)
+        raise FormatError(f"{where}: an array has the name {content!r}.", found=content)
     if tag == "float":
         return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
     if tag == "int":

@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import msgspec
 from holdfast import files
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError
 from holdfast.format import sealed
-from holdfast.format.manifest import VERSION, check_version
+from holdfast.format.fields import VERSION, check_version
 
 RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
 _LIMIT = 4 << 20
@@ -38,6 +37,8 @@ class RunBook(msgspec.Struct, kw_only=True):
 
 
 def new_run() -> RunBook:
+    import uuid
+
     return RunBook(id=uuid.uuid4().hex, created=now())
 
 

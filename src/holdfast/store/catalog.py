@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from holdfast import files
 from holdfast.errors import (
     CheckpointError,
     FormatError,
-    HoldfastError,
     NotFoundError,
     StorageError,
     UsageError,
@@ -22,73 +22,20 @@ from holdfast.errors import (
 )
 from holdfast.format import names
 from holdfast.format.manifest import (
-    ARRAYS_FILE,
     CHECKPOINT_FILE,
     READ_LIMIT_CHECKPOINT,
     Manifest,
     decode_manifest,
 )
-from holdfast.format.names import CheckpointName, Reference
-from holdfast.policy.keep import Keep, Record, best_of
+from holdfast.format.names import Reference
+from holdfast.format.summary import Reader
+from holdfast.format.table import ARRAYS_FILE
+from holdfast.policy.keep import Keep, best_of
 from holdfast.store import book
+from holdfast.store.entry import Entry
 from holdfast.store.publish import previous_name
 
 PINS, ABANDONED = "pins", "abandoned"
-
-
-@dataclasses.dataclass(slots=True)
-class Entry:
-    """A checkpoint in a run: its manifest, or what is the matter with it.
-
-    `problem` is an error of the tree: a damaged or foreign manifest. Only entries without a
-    problem, not abandoned, are resumed from.
-    """
-
-    path: str
-    name: CheckpointName
-    manifest: Manifest | None
-    problem: HoldfastError | None
-    pinned: bool
-    abandoned: bool
-
-    @property
-    def sequence(self) -> int:
-        return self.name.sequence
-
-    @property
-    def whole(self) -> bool:
-        return self.problem is None
-
-    @property
-    def clean(self) -> bool:
-        """Whole, not abandoned, and without a NaN mark."""
-        return self.manifest is not None and self.whole and not self.abandoned and not self.manifest.nan
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files, as the manifest lists them."""
-        if self.manifest is None:
-            return 0
-        return sum(file.size for file in self.manifest.files.values())
-
-    def record(self) -> Record:
-        """What policies decide from."""
-        manifest = self.manifest
-        return Record(
-            name=str(self.name),
-            sequence=self.sequence,
-            epoch=self.name.epoch,
-            step=self.name.step,
-            batch=manifest.progress.batch if manifest else 0,
-            metrics={k: v for k, v in manifest.metrics.items() if isinstance(v, (int, float))}
-            if manifest
-            else {},
-            nan=bool(manifest and manifest.nan),
-            pinned=self.pinned,
-            abandoned=self.abandoned,
-            size=self.size,
-            whole=self.whole,
-        )
 
 
 def is_run(path: str) -> bool:
@@ -150,44 +97,41 @@ def marks_directory(run: str, kind: str) -> str:
 
 
 def scan(run: str) -> list[Entry]:
-    """All checkpoints of a run, oldest first; what cannot be read is listed with its problem."""
-    identity = book.read_run(run).id
+    """All checkpoints of a run, oldest first; each is read when it is asked for more than its name says."""
+    source = (book.read_run(run).id, Reader())
     pinned, abandoned = marks(run, PINS), marks(run, ABANDONED)
-    entries = []
     with files.translated(run, "list"):
         listing = os.listdir(run)
-    for text in listing:
-        name = names.parse_checkpoint_name(text)
-        if name is not None:
-            entries.append(_entry(run, text, name, identity, text in pinned, text in abandoned))
-    entries.sort(key=lambda entry: (entry.sequence, entry.path))
+    start = os.path.join(run, "")
+    entries = [
+        Entry(
+            start + text,
+            text,
+            name,
+            pinned=text in pinned,
+            abandoned=text in abandoned,
+            source=source,
+        )
+        for text in listing
+        if (name := names.parse_checkpoint_name(text)) is not None
+    ]
+    entries.sort(key=lambda entry: (entry.name.sequence, entry.folder))
     return entries
 
 
-def _entry(run: str, text: str, name: CheckpointName, identity: str, pinned: bool, abandoned: bool) -> Entry:
-    path = os.path.join(run, text)
-    manifest: Manifest | None = None
-    problem: HoldfastError | None = None
-    try:
-        manifest = read_manifest(path)
-    except HoldfastError as error:
-        problem = error
-    else:
-        if manifest.run != identity or manifest.name != text or manifest.sequence != name.sequence:
-            problem = FormatError(
-                f"{path} is foreign: its manifest says run {manifest.run}, name {manifest.name}; the run is {identity}. "
-                f"It is listed but never resumed from. Next: move it elsewhere, it opens by its path.",
-                path=path,
-                expected=identity,
-                found=manifest.run,
-            )
-    return Entry(path, name, manifest, problem, pinned, abandoned)
+def newest(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """What a run resumes from, best candidate first: clean ones by sequence, then NaN-marked ones.
 
-
-def newest(entries: Sequence[Entry]) -> list[Entry]:
-    """What a run resumes from, best candidate first: clean ones by sequence, then NaN-marked ones."""
-    usable = [entry for entry in reversed(entries) if entry.whole and not entry.abandoned]
-    return [e for e in usable if e.clean] + [e for e in usable if not e.clean]
+    No more are read than are asked for, and the damaged ones among them.
+    """
+    marked = []
+    for entry in reversed(entries):
+        if entry.usable:
+            if entry.clean:
+                yield entry
+            else:
+                marked.append(entry)
+    yield from (entry for entry in marked if entry.usable)
 
 
 def resolve(text: str) -> str:
@@ -258,31 +202,31 @@ def _list(path: str) -> list[str]:
 
 def find(run: str, entries: Sequence[Entry], reference: Reference) -> Entry:
     """The entry that a reference means in a scanned run; `NotFoundError` lists what there is."""
-    usable = [entry for entry in entries if entry.whole and not entry.abandoned]
+    usable = (entry for entry in reversed(entries) if entry.usable)  # newest first, read one by one
     which, value = reference.which, reference.value
     found: Entry | None = None
     if which == "newest":
-        candidates = newest(entries)
-        found = candidates[0] if candidates else None
+        found = next(newest(entries), None)
     elif which == "latest":
-        found = usable[-1] if usable else None
+        found = next(usable, None)
     elif which == "back":
-        found = usable[-value] if len(usable) >= value else None
+        found = next(itertools.islice(usable, value - 1, None), None)
     elif which == "seq":
         found = next((e for e in entries if e.sequence == value), None)
         if found is not None and found.problem is not None:
             raise found.problem
-    elif which == "step":
-        found = next((e for e in reversed(usable) if e.name.step == value), None)
-    elif which == "epoch":
-        exact = [e for e in usable if e.name.epoch == value and e.manifest and e.manifest.progress.batch == 0]
-        found = exact[-1] if exact else None
+    elif which in ("step", "epoch"):
+        named = [e for e in entries if (e.name.step if which == "step" else e.name.epoch) == value]
+        right = (e for e in reversed(named) if e.usable)
+        found = next(
+            (e for e in right if which == "step" or (e.summary and e.summary.progress.batch == 0)), None
+        )
+        if found is None:  # better to hear what is the matter with it
+            unread = [e.problem for e in named if e.summary is None]
+            if unread and unread[-1] is not None:
+                raise unread[-1]
     elif which == "best":
         found = best_entry(run, entries)
-    if found is None and which in ("step", "epoch"):  # better to hear what is the matter with it
-        unread = [e.problem for e in entries if e.manifest is None and getattr(e.name, which) == value]
-        if unread and unread[-1] is not None:
-            raise unread[-1]
     if found is None:
         raise _no_such(run, entries, reference)
     return found
@@ -298,7 +242,7 @@ def best_entry(run: str, entries: Sequence[Entry]) -> Entry | None:
             path=run,
         )
     record = best_of(keep, [entry.record() for entry in entries])
-    return next((entry for entry in entries if record and str(entry.name) == record.name), None)
+    return next((entry for entry in entries if record and entry.folder == record.name), None)
 
 
 def run_keep(run: str) -> Keep | None:
@@ -319,7 +263,7 @@ def _no_such(run: str, entries: Sequence[Entry], reference: Reference) -> NotFou
     ]
     for entry in entries[-10:]:
         state = "damaged or foreign" if entry.problem else "abandoned" if entry.abandoned else ""
-        lines.append(f"  {entry.name}{f'  ({state})' if state else ''}")
+        lines.append(f"  {entry.folder}{f'  ({state})' if state else ''}")
     if len(entries) > 10:
         lines.insert(1, f"  … {len(entries) - 10} older ones")
-    return NotFoundError("\n".join(lines), path=run, candidates=[str(e.name) for e in entries])
+    return NotFoundError("\n".join(lines), path=run, candidates=[e.folder for e in entries])

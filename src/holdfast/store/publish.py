@@ -17,31 +17,23 @@ from holdfast import files, storage
 from holdfast.errors import LeaseError, StorageError, UsageError, storage_error
 from holdfast.format import manifest as manifests
 from holdfast.format import sealed
-from holdfast.format.manifest import (
-    ARRAYS_FILE,
-    CARD_FILE,
-    CHECKPOINT_FILE,
-    ArrayEntry,
-    Arrays,
-    Chunk,
-    Manifest,
-    Part,
-    PayloadRecord,
-    SmallFile,
-)
+from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, Manifest, SmallFile
+from holdfast.format.table import ARRAYS_FILE, Arrays, Part, PayloadRecord, encode_arrays
 
 # Room for the small files and for directory blocks, beside the payload itself.
 _OVERHEAD = 1 << 20
 
 
 class Draft:
-    """A checkpoint being written; `begin`, `wait_copied`, then `complete`.
+    """A checkpoint being written; `begin`, `wait_early`, then `complete`.
 
     Args:
         parent: an existing directory on the file system of the final place.
         name: the checkpoint's name; the draft is `parent/name`.
         parts: part name → (kind, skeleton, {array name: payload Array}).
         staging: bytes of memory that may hold a copy of the state; 0 streams.
+        extra: further small files, name → bytes.
+        confirm: what must hold once all arrays are copied, late ones too; it raises what fails the save.
 
     """
 
@@ -53,6 +45,7 @@ class Draft:
         *,
         staging: int = 0,
         extra: Mapping[str, bytes] | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         from holdfast.payload import layout, writer
 
@@ -72,17 +65,27 @@ class Draft:
             if error.errno == errno.ENOENT:
                 raise _lost(error, parent) from error
             raise self._explained(error, storage.out_of_files(parent)) from error
-        self._save = writer.Save(self._layout, self.directory, staging=staging)
+        self._save = writer.Save(self._layout, self.directory, staging=staging, confirm=confirm)
 
     def begin(self) -> None:
         """Starts to copy and write the arrays."""
         with self._discarding():
             self._save.start()
 
-    def wait_copied(self) -> None:
-        """Returns when the arrays may change again."""
+    def wait_early(self) -> None:
+        """Returns when the arrays may change again; those marked as late only after `pending.settle`."""
         with self._discarding():
-            self._save.wait_copied()
+            self._save.wait_early()
+
+    @property
+    def overlapped(self) -> bool:
+        """Whether some arrays are late."""
+        return self._save.overlapped
+
+    @property
+    def waited(self) -> float:
+        """Seconds for which somebody waited until the late arrays were copied."""
+        return self._save.waited
 
     def complete(
         self, manifest: Manifest, card: Callable[[Manifest], str], check: Callable[[Manifest], None]
@@ -120,7 +123,7 @@ class Draft:
         texts = {
             **self._extra,
             CARD_FILE: card(manifest).encode("utf-8", "backslashreplace"),
-            ARRAYS_FILE: manifests.encode_arrays(self._table(written.files)),
+            ARRAYS_FILE: encode_arrays(self._table(written.files)),
         }
         for name, data in texts.items():
             files.create_file(os.path.join(self.directory, name), data)
@@ -146,16 +149,8 @@ class Draft:
             },
             overlaps=_overlaps({part: arrays for part, (_, _, arrays) in self._parts.items()}),
             parts={
-                part: Part(
-                    kind=kind,
-                    skeleton=skeleton,
-                    arrays={
-                        name: ArrayEntry(p.dtype, p.shape, (Chunk(p.file, (p.start, p.stop)),))
-                        for name in arrays
-                        for p in (table[part][name],)
-                    },
-                )
-                for part, (kind, skeleton, arrays) in self._parts.items()
+                part: Part(kind=kind, skeleton=skeleton, arrays=table.get(part, {}))
+                for part, (kind, skeleton, _) in self._parts.items()
             },
         )
 
@@ -168,25 +163,29 @@ class Draft:
 
 def _overlaps(parts: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Pairs of arrays that share a part of their memory: stored separately, and noted."""
-    spans = []
-    for part, arrays in parts.items():
-        for name, array in arrays.items():
-            identity = array.identity
-            if identity is not None and isinstance(identity, tuple) and len(identity) >= 3:
-                spans.append(
-                    (str(identity[0]), identity[1], identity[1] + identity[2], f"{part}/{name}", identity)
-                )
-    spans.sort(key=lambda span: span[:3])
+    named = [
+        (identity, part, name)
+        for part, arrays in parts.items()
+        for name, array in arrays.items()
+        if isinstance(identity := array.identity, tuple) and len(identity) >= 3
+    ]
+    named.sort(key=_span_of)
     found: list[list[str]] = []
-    widest = spans[0] if spans else None  # of those so far on its device, the one that reaches furthest
-    for span in spans[1:]:
-        if widest is not None and widest[0] == span[0] and span[1] < widest[2]:
-            if widest[4] != span[4]:
-                found.append([widest[3], span[3]])
-            if span[2] <= widest[2]:
+    widest, device, reach = 0, None, 0  # of those so far on their device, the one that reaches furthest
+    for index, (identity, part, name) in enumerate(named):
+        start, stop = identity[1], identity[1] + identity[2]
+        if identity[0] == device and start < reach:
+            other, other_part, other_name = named[widest]
+            if other != identity:
+                found.append([f"{other_part}/{other_name}", f"{part}/{name}"])
+            if stop <= reach:
                 continue
-        widest = span
+        widest, device, reach = index, identity[0], stop
     return found
+
+
+def _span_of(named: tuple[tuple[Any, ...], str, str]) -> tuple[Any, ...]:
+    return named[0][:3]
 
 
 def publish(draft: Draft, run: str) -> str:

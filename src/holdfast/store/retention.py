@@ -13,7 +13,8 @@ from holdfast import files
 from holdfast.errors import HoldfastError, LeaseError, NotFoundError
 from holdfast.policy.keep import Keep, Record, Verdict, best_of, decide
 from holdfast.store import catalog
-from holdfast.store.catalog import ABANDONED, PINS, Entry
+from holdfast.store.catalog import ABANDONED, PINS
+from holdfast.store.entry import Entry
 
 _told: set[str] = set()  # links whose failure was said
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from holdfast.errors import FormatError, UsageError
-from holdfast.payload.array import Array, HostArray, LazyArray
+from holdfast.payload.array import Array, Bytes, HostArray, LazyArray
 from holdfast.state.arrays import Allocation
+from holdfast.state.batches import Row
+from holdfast.state.part import Plan, SavedPart
 
 _BY_NAME = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3",
@@ -23,6 +26,9 @@ NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): code for name, code in _BY_NAME.items() if hasattr(torch, name)
 }
 DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in NAMES.items()}
+# torch's copies are exact, but of a bool: what is neither 0 nor 1 comes out as 1.
+BATCHED = frozenset(DTYPES) - {"BOOL"}
+_OWN_TYPES = {torch.Tensor, torch.nn.Parameter}
 _AS_NUMPY = {torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8}
 
 
@@ -34,6 +40,28 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
             with the path and the remedy.
 
     """
+    dtype = NAMES.get(tensor.dtype)
+    if dtype is not None and _is_plain(tensor):
+        shape, size = tuple(tensor.shape), tensor.nbytes
+        identity = ("cpu", tensor.data_ptr(), size, dtype, shape, tensor.stride()) if size else None
+        host = tensor.detach() if tensor.requires_grad else tensor
+        return HostArray(dtype, shape, _bytes(host), identity, check)
+    return _describe_any(tensor, where, check)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is nothing but contiguous CPU memory: most are, and are asked little else for their number."""
+    return (
+        type(tensor) in _OWN_TYPES
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized)
+        and tensor.is_contiguous()
+        and not (tensor.is_conj() or tensor.is_neg())
+    )
+
+
+def _describe_any(tensor: torch.Tensor, where: str, check: bool) -> Array:
     dtype = _check(tensor, where)
     tensor = tensor.detach()
     if tensor.is_conj():
@@ -83,7 +111,8 @@ def as_bytes(tensor: torch.Tensor) -> Any:
 
 def _bytes(tensor: torch.Tensor) -> Any:
     if tensor.dtype in _AS_NUMPY:  # twice as fast, which counts with tens of thousands of tensors
-        return tensor.numpy().reshape(-1).view(np.uint8)
+        array = tensor.numpy()
+        return (array if array.ndim == 1 else array.reshape(-1)).view(np.uint8)
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
@@ -102,6 +131,74 @@ def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
     """A new CPU tensor to read into."""
     tensor = torch.empty(shape, dtype=torch_dtype(dtype))
     return Allocation(_bytes(tensor), lambda: tensor)
+
+
+def unpack(data: Bytes, base: int, rows: Sequence[Row]) -> list[torch.Tensor]:
+    """New tensors, each with memory of its own, from the bytes of a file from byte `base` on."""
+    made: list[torch.Tensor] = []
+    # Whoever calls, and whichever thread helps: they come out alike.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for run, flat, sizes, shape in _runs(data, base, rows):
+            if shape is not None:
+                made += torch.unbind_copy(flat.view(len(run), *shape))
+                continue
+            pieces = torch.split_with_sizes_copy(flat, sizes)
+            for row, tensor in zip(run, pieces, strict=True):
+                if len(row.entry.shape) != 1:
+                    tensor.resize_(row.entry.shape)  # in place: a view would keep its base alive
+            made += pieces
+    return made
+
+
+def fill(data: Bytes, base: int, rows: Sequence[Row]) -> None:
+    """Copies such bytes into the live tensors of the rows."""
+    with torch.no_grad():
+        for run, flat, sizes, shape in _runs(data, base, rows):
+            if shape is not None:
+                pieces = flat.view(len(run), *shape).unbind()
+            else:
+                pieces = tuple(
+                    piece if len(row.entry.shape) == 1 else piece.view(row.entry.shape)
+                    for row, piece in zip(run, flat.split_with_sizes(sizes), strict=True)
+                )
+            torch._foreach_copy_([row.into for row in run], pieces)
+
+
+def _runs(
+    data: Bytes, base: int, rows: Sequence[Row]
+) -> Iterator[tuple[Sequence[Row], torch.Tensor, list[int], tuple[int, ...] | None]]:
+    """Neighbours of one dtype, as (rows, their elements, elements of each, their shape if it is one)."""
+    first = 0
+    while first < len(rows):
+        last, at, dtype = first, rows[first].start, rows[first].entry.dtype
+        shapes = set()
+        while last < len(rows):
+            start, stop, entry, *_ = rows[last]
+            if entry.dtype != dtype or start != at:
+                break
+            at, last = stop, last + 1
+            shapes.add(entry.shape)
+        run = rows[first:last]
+        kind = DTYPES[dtype]
+        flat = data[run[0].start - base : at - base]
+        if flat.ctypes.data % kind.itemsize:  # not as we write them
+            flat = flat.copy()
+        sizes = [(row.stop - row.start) // kind.itemsize for row in run]
+        yield run, torch.from_numpy(flat).view(kind), sizes, shapes.pop() if len(shapes) == 1 else None
+        first = last
+
+
+def plan_into(
+    tensor: torch.Tensor, part: SavedPart, name: str, plan: Plan
+) -> Callable[[], torch.Tensor] | None:
+    """Reads a saved array into a live tensor of its dtype and shape; the result is what to do after that, if anything."""
+    # An inference tensor is written to by no call of torch outside of its mode.
+    if _is_plain(tensor) and not tensor.is_inference() and plan.small.fill(part, name, "torch", tensor):
+        return None
+    entry = part.entry(name)
+    target = receive(tensor, entry.dtype, entry.shape)
+    plan.read(part, name, target.bytes)
+    return target.finish
 
 
 def receive(tensor: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> Allocation:

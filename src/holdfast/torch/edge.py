@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FormatError, UsageError
 from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.torch import arrays, modules, optimizers, partial
+from holdfast.torch import arrays, modules, optimizers, overlapping, partial
 from holdfast.torch.partial import Trainable
 
 describe = arrays.describe
 allocate = arrays.allocate
+BATCHED, unpack, fill = arrays.BATCHED, arrays.unpack, arrays.fill
 
 
 def serves(thing: Any) -> str | None:
@@ -74,9 +75,9 @@ def plan_restore_options(
     optimizers.plan_restore(thing, part, plan, peers, options_only=True, keep=keep)
 
 
-def plan_array(tensor: torch.Tensor, part: SavedPart, name: str, plan: Plan) -> None:
-    """Plans the restore of one array into a live tensor."""
-    modules.match(part, [name], {name: tensor}, plan, partial=True)
+def plan_arrays(tensors: dict[str, torch.Tensor], part: SavedPart, plan: Plan) -> None:
+    """Plans the restore of arrays into live tensors, given by the arrays' names."""
+    modules.match(part, list(tensors), tensors, plan, partial=True)
 
 
 # -- small values --------------------------------------------------------------------------
@@ -283,6 +284,8 @@ def _untouched(mark: tuple[torch.Tensor, torch.Tensor, int] | None) -> bool:
 
 
 declared = optimizers.declared
+late = overlapping.late
+before_step = overlapping.before_step
 
 
 def process_group_size() -> int:

@@ -113,19 +113,20 @@ def match(
             plan.surplus(part.name, name)
             continue
         entry = part.entry(name)
-        shape, dtype = tuple(tensor.shape), arrays.NAMES.get(tensor.dtype, str(tensor.dtype))
-        if shape != tuple(entry.shape) or dtype != entry.dtype:
-            plan.differ(part.name, name, f"{entry.dtype} {list(entry.shape)}", f"{dtype} {list(shape)}")
+        if tensor.shape != entry.shape or arrays.NAMES.get(tensor.dtype) != entry.dtype:
+            dtype = arrays.NAMES.get(tensor.dtype, str(tensor.dtype))
+            live = f"{dtype} {list(tensor.shape)}"
+            plan.differ(part.name, name, f"{entry.dtype} {list(entry.shape)}", live)
             continue
-        if tensor.device.type == "meta":
+        if tensor.is_meta:
             raise UsageError(
                 f"{part.name}/{name} is on the meta device and has no memory to restore into. "
                 f"Next: call .to_empty(device=…) on the model first.",
                 path=f"{part.name}/{name}",
             )
-        target = arrays.receive(tensor, entry.dtype, shape)
-        plan.read(part, name, target.bytes)
-        plan.after(target.finish)
+        finish = arrays.plan_into(tensor, part, name, plan)
+        if finish is not None:
+            plan.after(finish)
     if not partial:
         known = set(names)
         for name in tensors:

@@ -156,10 +156,9 @@ def _rehearse(optimizer: Optimizer, states: list[tuple[Any, dict[str, Any]]], pa
     """Lets a copy take the state, with empty tensors for its arrays: what it misses is found before the first byte."""
     trial: Any = copy.copy(optimizer)
     state: Any = collections.defaultdict(dict)
+    empty = torch.empty(0)
     for parameter, entry in states:
-        state[parameter] = {
-            field: torch.empty(0) if callable(item) else item for field, item in entry.items()
-        }
+        state[parameter] = {field: empty if callable(item) else item for field, item in entry.items()}
     groups = [dict(group) for group in optimizer.param_groups]
     try:
         trial.__setstate__({"state": state, "param_groups": groups})
@@ -234,17 +233,14 @@ def _plan_item(
 ) -> Any:
     if isinstance(item, _Ref):
         entry = part.entry(item.name)
-        shape = tuple(entry.shape)
-        if field in _SHAPED and shape != tuple(parameter.shape):
+        shape = entry.shape
+        if field in _SHAPED and parameter.shape != shape:
             plan.differ(part.name, item.name, f"{list(shape)}", f"{list(parameter.shape)}")
             return None
         existing = own.get(field)
-        if _same(existing, entry.dtype, shape, parameter):
-            target = arrays.receive(existing, entry.dtype, shape)
-        else:
-            target = arrays.receive(_new(field, entry.dtype, shape, parameter, optimizer), entry.dtype, shape)
-        plan.read(part, item.name, target.bytes)
-        return target.finish
+        if not _same(existing, entry.dtype, shape, parameter):
+            existing = _new(field, entry.dtype, shape, parameter, optimizer)
+        return arrays.plan_into(existing, part, item.name, plan) or (lambda: existing)
     if isinstance(item, list):
         return [_plan_item(x, "", parameter, {}, optimizer, part, plan) for x in item]
     if type(item) is tuple:
@@ -298,9 +294,9 @@ def _plan_option(value: Any, live: Any, part: SavedPart, plan: Plan) -> Any:
             and arrays.NAMES.get(live.dtype) == entry.dtype
             and tuple(live.shape) == shape
         ):
-            target = arrays.receive(live, entry.dtype, shape)  # schedulers hold on to a tensor lr
-        else:
-            target = arrays.allocate(entry.dtype, shape)
+            # The same tensor: schedulers hold on to a tensor lr.
+            return arrays.plan_into(live, part, value.name, plan) or (lambda: live)
+        target = arrays.allocate(entry.dtype, shape)
         plan.read(part, value.name, target.bytes)
         return target.finish
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,211 @@
+"""What only torch's optimizers write, and how it looks: the arrays that may be copied behind a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import xxhash
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from holdfast.payload.array import Array, HostArray
+from holdfast.payload.sharing import share
+from holdfast.state.part import PartState
+from holdfast.torch import arrays, modules, optimizers
+from holdfast.torch.partial import Trainable
+
+PIECE = 4096  # bytes of a sample; each array gets three
+_STRIDE = 2_654_435_761  # takes the third through all of the array, from save to save
+
+
+class Late:
+    """Arrays that nothing but the optimizers may write, with their memory as it lies.
+
+    Attributes:
+        names: one for each, like "model/fc.weight".
+        key: equal for two saves that found the same arrays: parameters in the same memory, and state of
+            the same names (some optimizers make new tensors of it at each step).
+
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._arrays: list[Array] = []
+        self._memory: list[Any] = []  # uint8, one-dimensional: NumPy's here, a tensor on a device
+        self._key: set[Hashable] = set()
+
+    @property
+    def key(self) -> Hashable:
+        return frozenset(self._key)
+
+    def add(self, name: str, array: Array, memory: Any, *, place: int | None) -> None:
+        self.names.append(name)
+        self._arrays.append(array)
+        self._memory.append(memory)
+        self._key.add((name, place))
+
+    def mark(self) -> None:
+        """Lets a save copy them late."""
+        for array in self._arrays:
+            array.late = True
+
+    def digests(self) -> list[int]:
+        """A digest of each array, all of it, taken by several threads."""
+        found = [0] * len(self._memory)
+
+        def look(index: int) -> None:
+            memory = self._memory[index]
+            data = arrays.as_bytes(memory.cpu()) if isinstance(memory, torch.Tensor) else memory
+            found[index] = xxhash.xxh3_64_intdigest(data)
+
+        share(range(len(found)), look)
+        return found
+
+    def samples(self, turn: int) -> list[int]:
+        """A digest of three pieces of each array: both ends, and one that `turn` moves."""
+        found = [0] * len(self._memory)
+        device: list[int] = []
+        for index, memory in enumerate(self._memory):
+            if isinstance(memory, torch.Tensor):
+                device.append(index)
+                continue
+            size = len(memory)
+            if size <= 3 * PIECE:
+                found[index] = xxhash.xxh3_64_intdigest(memory)
+                continue
+            whole = xxhash.xxh3_64()
+            for start in _places(size, turn):
+                whole.update(memory[start : start + PIECE])
+            found[index] = whole.intdigest()
+        if device:
+            self._sample_device(device, turn, found)
+        return found
+
+    def _sample_device(self, indices: list[int], turn: int, found: list[int]) -> None:
+        """The same for arrays on devices, with one copy to the host for each device."""
+        pieces: dict[Any, list[tuple[int, torch.Tensor]]] = {}
+        for index in indices:
+            memory = self._memory[index]
+            size = memory.numel()
+            starts = _places(size, turn) if size > 3 * PIECE else (0,)
+            length = PIECE if size > 3 * PIECE else size
+            own = pieces.setdefault(memory.device, [])
+            own += [(index, memory[start : start + length]) for start in starts]
+        for own in pieces.values():
+            data = arrays.as_bytes(torch.cat([piece for _, piece in own]).cpu())
+            offset = 0
+            for index, piece in own:
+                stop = offset + piece.numel()
+                found[index] = xxhash.xxh3_64_intdigest(data[offset:stop], seed=found[index])
+                offset = stop
+
+
+def _places(size: int, turn: int) -> tuple[int, int, int]:
+    return 0, turn * _STRIDE % (size - PIECE), size - PIECE
+
+
+def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | None:
+    """The arrays of tracked parts that only tracked optimizers write; None when there are none.
+
+    These are parameters that train and stand in a parameter group, and the tensors in
+    ``optimizer.state[parameter]``. Not those of optimizers that step inside CUDA graphs; not what is
+    saved under another part too (run.state, say), whose copy must be of now; not what is strided, or
+    used on another stream than the one that the copying threads use.
+    """
+    tracked = {part: thing for part, thing in things.items() if isinstance(thing, Optimizer)}
+    if not tracked or not _ordered():
+        return None
+    graphed = {
+        part for part, thing in tracked.items() if any(g.get("capturable") for g in thing.param_groups)
+    }
+    outside = {id(p) for part in graphed for p in _parameters(tracked[part])}
+    owned = {
+        id(p)
+        for part, thing in tracked.items()
+        if part not in graphed
+        for p in _parameters(thing)
+        if p.requires_grad and id(p) not in outside
+    }
+    found: dict[int, tuple[str, Array, torch.Tensor, int | None]] = {}  # by the array's id
+    for part, thing in things.items():
+        own = states[part].arrays
+        module = thing.module if isinstance(thing, Trainable) else thing
+        if isinstance(module, torch.nn.Module):
+            for name, parameter in modules.parameters(module):
+                array = own.get(name) if id(parameter) in owned else None
+                place = parameter.data_ptr() if array is not None else 0
+                if array is not None and _is(array, place, parameter.nbytes):
+                    found[id(array)] = f"{part}/{name}", array, parameter, place
+        elif part in tracked and part not in graphed and optimizers.native(thing):
+            tensors = {(t.data_ptr(), t.nbytes): t for t in _state_tensors(thing)}
+            for name, array in own.items():
+                tensor = tensors.get((array.identity[1], array.nbytes)) if array.identity else None
+                if tensor is not None and name.startswith("/state/"):
+                    found[id(array)] = f"{part}{name}", array, tensor, None
+    elsewhere = {
+        array.identity
+        for state in states.values()
+        for array in state.arrays.values()
+        if array.identity is not None and id(array) not in found
+    }
+    result = Late()
+    for name, array, tensor, pointer in found.values():
+        memory = _memory(array, tensor) if array.identity not in elsewhere else None
+        if memory is not None:
+            result.add(name, array, memory, place=pointer)
+    return result if result.names else None
+
+
+def _ordered() -> bool:
+    """Whether copies of the crew's threads come after what the training has asked the device for so far."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(torch.cuda.current_stream() == torch.cuda.default_stream())
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _state_tensors(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    for key, value in optimizer.state.items():
+        if isinstance(key, torch.Tensor):
+            yield from _tensors(value)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        for item in inner:
+            yield from _tensors(item)
+
+
+def _is(array: Array, place: int, size: int) -> bool:
+    identity: Any = array.identity
+    return identity is not None and identity[1] == place and array.nbytes == size
+
+
+def _memory(array: Array, tensor: torch.Tensor) -> Any | None:
+    """An array's bytes in the order in which they lie, not copied; None when there are holes between them."""
+    if isinstance(array, HostArray):
+        return array.view
+    identity: Any = array.identity
+    if identity[2] != array.nbytes:
+        return None
+    flat = tensor.detach().as_strided((tensor.numel(),), (1,))
+    return arrays.as_bytes(flat) if flat.is_cpu else flat.view(torch.uint8)
+
+
+def before_step(things: Mapping[str, Any], notify: Callable[[], None]) -> Any | None:
+    """Calls `notify()` before any torch optimizer of this process steps; the handle removes it. None without a tracked one."""
+    if not any(isinstance(thing, Optimizer) for thing in things.values()):
+        return None
+    # A compiled step would take it into its graph, and call it at another time.
+    return register_optimizer_step_pre_hook(torch.compiler.disable(lambda *_: notify()))
