@@ -38,6 +38,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Its results go into docs/performance.md with ARGS="--write docs/performance.md".
 bench: setup
 	$(BIN)/python -m benchmarks $(ARGS)
 

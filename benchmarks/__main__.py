@@ -12,15 +12,85 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks import machine, page, table
+from benchmarks import (
+    arrays,
+    footprint,
+    loading,
+    looping,
+    machine,
+    page,
+    partial,
+    runs,
+    saving,
+    scaling,
+    stalling,
+    table,
+)
+from benchmarks.bench import Bench
 from benchmarks.children import Failed
-from benchmarks.sizes import FULL, QUICK
-from benchmarks.topics import Bench, Topic
+from benchmarks.sizes import FULL, QUICK, Size
+from benchmarks.topic import Row, Rows, Topic, drop_slow_variants, shown
+
+TOPICS: dict[str, Callable[[Bench], Iterator[Topic]]] = {
+    "save": saving.topics,
+    "load": loading.topics,
+    "load-cold": loading.cold_topics,
+    "stall": stalling.topics,
+    "loop": looping.topics,
+    "memory": footprint.topics,
+    "save-arrays": arrays.save_topics,
+    "load-arrays": arrays.load_topics,
+    "trainable": partial.topics,
+    "import": runs.starting,
+    "ls": runs.listing,
+    "resume": runs.resuming,
+    "scaling": scaling.topics,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(arguments if arguments is not None else sys.argv[1:])
+    options = _parse(words)
+    size = QUICK if options.quick else FULL
+    if options.repetitions:
+        size = dataclasses.replace(size, repetitions=options.repetitions, starts=options.repetitions)
+    chosen = [key for key in TOPICS if not options.only or key in options.only]
+    with tempfile.TemporaryDirectory(prefix=".benchmarks-", dir=options.directory or os.getcwd()) as place:
+        bench = Bench(place, size)
+        facts = machine.facts(place)
+        started = time.monotonic()
+        measured, failed = measure(bench, chosen)
+        facts["measured in"] = f"{(time.monotonic() - started) / 60:.1f} minutes"
+    results = "\n".join(
+        [
+            f"Measured by `{_command(words)}`, {_repetitions(size)}.",
+            "",
+            *(f"- {name}: {fact}" for name, fact in facts.items()),
+            "",
+            table.tables(measured),
+            "",
+            "What is aimed at:",
+            "",
+            *(
+                ["The states of a quick run are too small for it to say anything about speed.", ""]
+                if options.quick
+                else []
+            ),
+            table.targets(measured) or "nothing in these topics",
+        ]
+    )
+    print(results)
+    if options.write:
+        page.insert(options.write, results)
+        for name, draw in bench.figures.items():
+            page.draw(options.write, name, draw)
+    return 1 if failed else 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -28,87 +98,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small states, one repetition: does it run?")
     parser.add_argument(
-        "--only", action="append", metavar="TOPIC", help="one topic (save, load, …); may be repeated"
+        "--only", action="append", metavar="TOPIC", help=f"may be repeated; one of {', '.join(TOPICS)}"
     )
     parser.add_argument("--repetitions", type=int, metavar="N", help="measurements of each row (5)")
     parser.add_argument("--directory", metavar="DIR", help="where to write; default: the working directory")
-    parser.add_argument("--write", metavar="PAGE", help="put the results between the markers of this page")
-    options = parser.parse_args(arguments)
-    size = QUICK if options.quick else FULL
-    if options.repetitions:
-        size = dataclasses.replace(size, repetitions=options.repetitions, starts=options.repetitions)
-    with tempfile.TemporaryDirectory(prefix=".benchmarks-", dir=options.directory or os.getcwd()) as place:
-        bench = Bench(place, size)
-        known = [key for key, _ in bench.topics()]
-        unknown = set(options.only or ()) - set(known)
-        if unknown:
-            parser.error(f"no topic {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-        facts = machine.facts(place)
-        lines: list[tuple[str, ...]] = []
-        failed = False
-        for key, make in bench.topics():
-            if options.only and key not in options.only:
-                continue
-            try:
-                topic = make()
-            except Failed as failure:
-                topic = Topic(key, f"{key}: could not be prepared", [], 0)
-                print(f"{key}: {failure}", file=sys.stderr)
-                failed = True
-            rows = measure(bench, topic)
-            failed = failed or any(row.failure for row in rows if row.role == "holdfast")
-            lines += table.lines(topic, rows)
-            bench.clear()
-    command = "python -m benchmarks" + "".join(
-        f" {shlex.quote(word)}"
-        for word in _telling(list(arguments if arguments is not None else sys.argv[1:]))
+    parser.add_argument(
+        "--write", metavar="PAGE", help="put the results between the markers of this page, figures beside it"
     )
-    results = "\n".join(
-        [
-            f"Measured by `{command}`, {size.repetitions} interleaved repetitions.",
-            "",
-            *(f"- {name}: {fact}" for name, fact in facts.items()),
-            "",
-            table.markdown(lines),
-        ]
-    )
-    print(results)
-    if options.write:
-        page.insert(options.write, results)
-    return 1 if failed else 0
+    options = parser.parse_args(words)
+    unknown = set(options.only or ()) - set(TOPICS)
+    if unknown:
+        parser.error(f"no topic {', '.join(sorted(unknown))}; there are {', '.join(TOPICS)}")
+    return options
 
 
-def _telling(arguments: list[str]) -> list[str]:
-    """The arguments without the directory, which is a fact about this machine only."""
-    kept, skip = [], False
-    for word in arguments:
-        if not skip and not word.startswith("--directory"):
-            kept.append(word)
-        skip = word == "--directory"
-    return kept
+def measure(bench: Bench, chosen: Sequence[str]) -> tuple[list[tuple[Topic, Rows]], bool]:
+    """All rows of the topics, and whether a row of Holdfast, or a whole topic, failed."""
+    measured: list[tuple[Topic, Rows]] = []
+    failed = False
+    for key in chosen:
+        started = time.monotonic()
+        try:
+            for topic in TOPICS[key](bench):
+                rows = shown(measure_topic(topic))
+                if topic.close is not None:
+                    topic.close(rows)
+                failed = failed or any(row.failure for row in rows if row.role == "holdfast")
+                measured.append((topic, rows))
+        except Failed as failure:
+            print(f"{key}: {failure}", file=sys.stderr)
+            measured.append((Topic(key, f"{key}: could not be prepared", [], 0), Rows()))
+            failed = True
+        bench.clear()
+        print(f"{key}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return measured, failed
 
 
-def measure(bench: Bench, topic: Topic) -> list[table.Row]:
+def measure_topic(topic: Topic) -> list[Row]:
     """Measures every case of a topic in turn, as often as it asks; says where it is on stderr."""
-    rows = [table.Row(case.who, case.role, case.nbytes) for case in topic.cases]
+    rows = [Row(case.who, case.role, case.nbytes) for case in topic.cases]
     for repetition in range(topic.repetitions):
         for case, row in zip(topic.cases, rows, strict=True):
-            if row.failure is not None:
+            if row.failure is not None or row.dropped:
                 continue
-            print(
-                f"\r\033[K{topic.key} {repetition + 1}/{topic.repetitions}: {case.who}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            place = f"{topic.key} {repetition + 1}/{topic.repetitions}: {case.who}"
+            print(f"\r\033[K{place}", end="", file=sys.stderr, flush=True)
             try:
                 row.samples.append(case.measure(repetition))
             except Failed as failure:
                 text = str(failure).strip()
                 row.failure = text.splitlines()[-1]
                 print(f"\n{text}", file=sys.stderr)
+        drop_slow_variants(rows)
     print("\r\033[K", end="", file=sys.stderr, flush=True)
     return rows
+
+
+def _command(words: list[str]) -> str:
+    """The command without the directory, which is a fact about this machine only."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith("--directory"):
+            kept.append(word)
+        skip = word == "--directory"
+    return "python -m benchmarks" + "".join(f" {shlex.quote(word)}" for word in kept)
+
+
+def _repetitions(size: Size) -> str:
+    return f"{size.repetitions} interleaved repetition{'s' if size.repetitions > 1 else ''}"
 
 
 if __name__ == "__main__":

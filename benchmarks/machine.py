@@ -7,13 +7,13 @@ import os
 import platform
 from datetime import UTC, datetime
 
-from benchmarks.limits import cores, thread_counts, writer_counts
+from benchmarks.limits import cores, disk_thread_counts, thread_counts
 from holdfast import storage
 
 
 def facts(place: str) -> dict[str, str]:
     """Name → text, in the order in which they are shown."""
-    versions = ("holdfast", "torch", "safetensors", "numpy", "xxhash")
+    versions = ("holdfast", "torch", "torch_checkpointing", "safetensors", "numpy", "xxhash")
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": f"{cores()} cores, {_processor()}",
@@ -21,11 +21,17 @@ def facts(place: str) -> dict[str, str]:
         "file system": storage.file_system_type(place),
         "system": f"{platform.system()} {platform.release()}",
         "versions": ", ".join(
-            [f"Python {platform.python_version()}"]
-            + [f"{name} {importlib.metadata.version(name)}" for name in versions]
+            [f"Python {platform.python_version()}"] + [f"{name} {_version(name)}" for name in versions]
         ),
-        "threads tried for the limits": f"{_listed(thread_counts())}; to write {_listed(writer_counts())}",
+        "threads tried for the limits": f"{_listed(thread_counts())}; with the disk {_listed(disk_thread_counts())}",
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _listed(counts: list[int]) -> str:

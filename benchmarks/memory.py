@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -30,14 +32,36 @@ def _reset_peak() -> None:
         return
 
 
+class Peak:
+    """The most by which this process's memory grew since this was made."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        _reset_peak()
+        self._before = _status("VmRSS")
+
+    def extra(self) -> int:
+        return max(0, _status("VmHWM") - self._before)
+
+
 def measured(act: Callable[[], object]) -> tuple[float, int]:
     """Seconds of one call, and the bytes by which memory grew above what was there before, at most."""
-    gc.collect()
-    _reset_peak()
-    before = _status("VmRSS")
+    peak = Peak()
     started = time.perf_counter()
     result = act()
     seconds = time.perf_counter() - started
-    extra = max(0, _status("VmHWM") - before)
+    extra = peak.extra()
     del result
     return seconds, extra
+
+
+def inventory() -> dict[str, int]:
+    """What this process holds now: bytes of memory, open descriptors, threads."""
+    gc.collect()
+    descriptors = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+    tasks = "/proc/self/task"
+    return {
+        "memory": _status("VmRSS"),
+        "descriptors": len(os.listdir(descriptors)),
+        "threads": len(os.listdir(tasks)) if os.path.isdir(tasks) else threading.active_count(),
+    }

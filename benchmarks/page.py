@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 
 BEGIN = "<!-- results: begin; written by `python -m benchmarks --write`, not by hand -->"
 END = "<!-- results: end -->"
@@ -24,3 +26,11 @@ def insert(page: str, results: str) -> None:
     with open(scratch, "w", encoding="utf-8") as file:
         file.write(f"{before}{BEGIN}\n\n{results}\n\n{END}{after}")
     os.replace(scratch, page)
+
+
+def draw(page: str, name: str, make: Callable[[str], None]) -> None:
+    """A figure beside the page; without what draws it the old one stays, and that is said."""
+    try:
+        make(os.path.join(os.path.dirname(os.path.abspath(page)), name))
+    except ImportError as error:
+        print(f"{name} was not drawn: {error}", file=sys.stderr)

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from benchmarks.sizes import Size
+
+HEAD = 32  # numbers in one head of the attention: divides every width that is used
 
 
 def gpt2(size: Size) -> Any:
@@ -39,14 +42,14 @@ def gpt2(size: Size) -> Any:
     return net
 
 
-def adamw(net: Any) -> Any:
-    return torch.optim.AdamW(net.parameters(), lr=3e-4)
+def adamw(net: Any, *, fused: bool | None = None) -> Any:
+    return torch.optim.AdamW(net.parameters(), lr=3e-4, fused=fused)
 
 
-def trained(size: Size, seed: int = 1) -> tuple[Any, Any]:
+def trained(size: Size, *, device: str = "cpu") -> tuple[Any, Any]:
     """A network and its optimizer as a training leaves them: two moments and a step count for each."""
-    torch.manual_seed(seed)
-    net = gpt2(size)
+    torch.manual_seed(1)
+    net = gpt2(size).to(device)
     optimizer = adamw(net)
     for parameter in net.parameters():
         optimizer.state[parameter] = {
@@ -55,6 +58,23 @@ def trained(size: Size, seed: int = 1) -> tuple[Any, Any]:
             "exp_avg_sq": torch.rand_like(parameter),
         }
     return net, optimizer
+
+
+def loss(net: Any, tokens: Any) -> Any:
+    """Cross-entropy of the next token; `tokens` has the shape (batch, length)."""
+    places = torch.arange(tokens.shape[1])
+    hidden = net["wte"](tokens) + net["wpe"](places)
+    for block in net["h"]:
+        query, key, value = (
+            part.unflatten(-1, (-1, HEAD)).transpose(1, 2)
+            for part in block["attn"]["c_attn"](block["ln_1"](hidden)).chunk(3, dim=-1)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + block["attn"]["c_proj"](mixed.transpose(1, 2).flatten(-2))
+        wide = functional.gelu(block["mlp"]["c_fc"](block["ln_2"](hidden)))
+        hidden = hidden + block["mlp"]["c_proj"](wide)
+    logits = net["lm_head"](net["ln_f"](hidden))
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def fresh(size: Size) -> tuple[Any, Any]:
@@ -89,11 +109,22 @@ def nbytes(net: Any, optimizer: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(net, optimizer))
 
 
+def expected_bytes(size: Size) -> int:
+    """What `nbytes` says of a trained network of that size, without making one."""
+    with torch.device("meta"):
+        parameters = list(gpt2(size).parameters())
+    return sum(3 * parameter.numel() * parameter.element_size() + 4 for parameter in parameters)
+
+
 def _tensors(net: Any, optimizer: Any) -> list[Any]:
     return [*net.parameters(), *(t for own in optimizer.state.values() for t in own.values())]
 
 
-def small_arrays(size: Size) -> dict[str, Any]:
+def small_arrays(count: int) -> dict[str, Any]:
     """Arrays of 1 KiB, each with memory of its own."""
     torch.manual_seed(3)
-    return {f"layer_{number:06d}.weight": torch.rand(256) for number in range(size.arrays)}
+    return {f"layer_{number:06d}.weight": torch.rand(256) for number in range(count)}
+
+
+# torch imports much at the first optimizer; here, so that no measuring process has to.
+adamw(nn.Linear(1, 1))

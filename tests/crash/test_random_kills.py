@@ -176,7 +176,10 @@ def assert_end(watcher, other):
     """The run is complete, tidy, and equal to the straight one: state, streams, history and best, bit by bit."""
     run = watcher.run
     entries, theirs = catalog.scan(run), catalog.scan(other)
-    for mine, expected in [(next(catalog.newest(entries)), next(catalog.newest(theirs))), best_of_both(run, other)]:
+    for mine, expected in [
+        (next(catalog.newest(entries)), next(catalog.newest(theirs))),
+        best_of_both(run, other),
+    ]:
         one, two = Checkpoint(mine.path), Checkpoint(expected.path)
         found = compare(one, two)
         assert found.equal, (found.array_differences, found.value_differences)
