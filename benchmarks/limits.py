@@ -243,6 +243,8 @@ def resident(fd: int) -> float:
 
 
 def files_in(path: str) -> Iterator[str]:
+    if os.path.islink(path):
+        return  # what it leads to is counted where it is
     if os.path.isdir(path):
         for name in sorted(os.listdir(path)):
             yield from files_in(os.path.join(path, name))

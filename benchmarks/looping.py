@@ -67,9 +67,8 @@ def train(kind: Callable[..., Any], place: str, size: Size) -> Sample:
     except Absent as absent:
         return Sample(None, facts={"note": str(absent)})
     times = [end - start for start, end in zip([started, *ends[before:]], ends[before:], strict=False)]
-    saves = len(due) + 1
     written = sum(limits.bytes_in(path) for path in glob.glob(f"{place}*"))
-    facts = {"steps": times, "saves": len(due), "written": written / saves, "note": note}
+    facts = {"steps": times, "saves": len(due), "written": written / (len(due) + 1), "note": note}
     return Sample(seconds, facts=facts)
 
 

@@ -309,7 +309,8 @@ def check_nothing_open(before):
             assert not thread.is_alive(), "the lease goes on beating"
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     assert all(
-        name.startswith(("holdfast-blocks", "holdfast-publish", "holdfast-watch")) for name in names
+        name.startswith(("holdfast-blocks", "holdfast-disk", "holdfast-publish", "holdfast-watch"))
+        for name in names
     ), names
     assert descriptors() == before, f"open are {descriptors()}, and were {before}"
     staging = sys.modules.get("holdfast.payload.staging")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,32 +37,63 @@ def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-def test_every_row_is_printed(quick):
-    """Each topic has its limit, Holdfast and its peers, and every row has a time."""
-    lines = [line for line in quick[1].stdout.splitlines() if line.startswith("| ")][2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    titles = [row[0] for row in rows if not row[3]]
-    assert len(titles) == 8
-    topics = {title: [] for title in titles}
-    for row in rows:
-        if row[0] in topics:
-            current = topics[row[0]]
+def _tables(text):
+    """Title → (headings, rows) of what is printed between two titles."""
+    found, headings, current = {}, [], None
+    lines = text.partition("What is aimed at:")[0].splitlines()
+    for before, line in zip(["", *lines], lines, strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| ") or cells[0].startswith(":-"):
+            continue
+        if not before.startswith("| "):
+            headings = cells
+        elif not any(cells[1:]):
+            current = found[cells[0]] = (headings, [])
         else:
-            current.append(row)
-    for title, found in topics.items():
-        assert found[0][0].startswith("limit"), title
-        assert any("Holdfast" in row[0] for row in found), title
-        assert all(" ms" in row[3] or " s" in row[3] for row in found), found
-    peers = "\n".join(row[0] for row in rows)
+            current[1].append(cells)
+    return found
+
+
+def test_every_row_is_printed(quick):
+    """Each topic has its rows, with Holdfast, its limit and its peers, and each has figures or says why not."""
+    tables = _tables(quick[1].stdout)
+    assert len(tables) == 18
+    for title, (headings, rows) in tables.items():
+        timed = "against the limit" in headings
+        assert rows, title
+        if timed:
+            assert rows[0][0].startswith("limit"), title
+        if not title.startswith("**Speed by"):
+            assert any("Holdfast" in row[0] for row in rows), title
+        for row in rows:
+            assert any(re.search(r" (ms|s|GB/s|MB|kB)\b", cell) for cell in row[1:]) or (
+                "not possible here" in row and "(" in row[0]
+            ), row
+    names = "\n".join(row[0] for _, rows in tables.values() for row in rows)
     for peer in (
         "torch.save + fsync",
         "torch.load(mmap=True)",
         "safetensors",
         "torch DCP",
-        "async_save",
+        "torch DCP async_save, staged in a thread",
+        "torch_checkpointing",
+        "no saves",
         "numpy",
     ):
-        assert peer in peers
+        assert peer in names
+
+
+def test_targets_are_computed(quick):
+    """Under the tables stands for each target what was found and whether that meets it."""
+    text = quick[1].stdout.partition("What is aimed at:")[2]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    assert rows[0] == ["target", "found", "met"]
+    assert len(rows) > 20
+    assert {row[2] for row in rows[2:]} <= {"yes", "**no**", "-"}
+    keys = {row[0].partition(":")[0] for row in rows[2:]}
+    assert {"save", "load", "load-cold", "stall", "loop", "memory", "ls", "trainable"} <= keys
 
 
 def test_results_are_written_between_the_markers(quick):
@@ -79,8 +111,8 @@ def test_results_are_written_between_the_markers(quick):
 
 
 def test_nothing_is_left_behind(quick):
-    """All that was measured is cleared away."""
-    assert os.listdir(quick[0].parent) == ["page.md"]
+    """All that was measured is cleared away; only the figure stands beside the page."""
+    assert sorted(os.listdir(quick[0].parent)) in (["page.md"], ["page.md", "scaling.svg"])
 
 
 def test_a_page_without_markers_is_left_alone(tmp_path):
@@ -97,12 +129,12 @@ def test_a_page_without_markers_is_left_alone(tmp_path):
 def test_the_long_run_is_a_run(tmp_path):
     """A run multiplied from one checkpoint has as many whole ones as were asked for, all different."""
     pytest.importorskip("torch")
-    from benchmarks import longrun, tasks
+    from benchmarks import longrun, runs
 
     from holdfast.store import catalog
 
     path = str(tmp_path / "run")
-    tasks.begin_run(path)
+    runs.begin_run(path)
     longrun.multiply(path, 5)
     entries = catalog.scan(path)
     assert [entry.sequence for entry in entries] == [1, 2, 3, 4, 5]
@@ -110,16 +142,133 @@ def test_the_long_run_is_a_run(tmp_path):
     assert len({json.dumps(entry.summary.metrics) for entry in entries}) == 5
 
 
+def _row(who, *seconds, role="limit", **more):
+    from benchmarks.children import Sample
+    from benchmarks.topic import Row
+
+    return Row(who, role, 10**9, [Sample(value) for value in seconds], **more)
+
+
 def test_only_the_fastest_variant_is_shown():
     """Of the ways to reach a limit (threads, direct or buffered) the one with the lowest median is shown."""
     from benchmarks.children import Sample
-    from benchmarks.table import Row, fastest, lines
-    from benchmarks.topics import Topic
+    from benchmarks.table import lines
+    from benchmarks.topic import Topic, shown
 
-    slow = Row("limit", "limit", 10**9, [Sample(2.0), Sample(2.0), Sample(9.0)])
-    fast = Row("limit", "limit", 10**9, [Sample(1.0), Sample(1.0), Sample(9.0)])
-    none = Row("limit", "limit", 10**9, [Sample(None)])
-    ours = Row("us", "holdfast", 10**9, [Sample(2.0, 5_000_000), Sample(3.0, 1), Sample(1.0, 2)])
-    assert fastest([slow, fast, none]) == [fast]
-    found = lines(Topic("k", "Title", [], 1), [slow, fast, none, ours])
-    assert found[2] == ("us", "2.00x", "1.00x", "2.00 s (1.00 s to 3.00 s)", "0.50 GB/s", "5 MB")
+    slow, fast, none = _row("limit", 2.0, 2.0, 9.0), _row("limit", 1.0, 1.0, 9.0), _row("limit")
+    ours = _row("us", role="holdfast")
+    ours.samples = [Sample(2.0, 5_000_000), Sample(3.0, 5_000_000), Sample(1.0, 5_000_000)]
+    assert shown([slow, fast, none]) == [fast]
+    found = lines(Topic("k", "Title", [], 1), shown([slow, fast, none, ours]))
+    assert found[2] == ("us", "2.00x", "1.00x", "2.00 s (1.00 s to 3.00 s)", "0.50 GB/s", "5.0 MB")
+
+
+def test_slow_variants_are_dropped_early():
+    """After a round only the three fastest ways go on, and one that was dropped is never the limit."""
+    from benchmarks.topic import drop_slow_variants, shown
+
+    rows = [_row("limit", seconds) for seconds in (5.0, 1.0, 3.0, 2.0, 4.0)]
+    drop_slow_variants([*rows, _row("us", 9.0, role="holdfast")])
+    assert [row.dropped for row in rows] == [True, False, False, False, True]
+    for row in rows:
+        if not row.dropped:
+            row.samples += _row("limit", 8.0, 8.0).samples
+    assert not shown(rows)[0].dropped
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "verdict"),
+    [(0.94, True, "**no**"), (0.95, True, "yes"), (0.95, False, "yes"), (0.96, False, "**no**"), (None, True, "-")],
+)  # fmt: skip
+def test_a_target_says_whether_it_is_met(value, at_least, verdict):
+    """A target is met on the right side of its bound and on it, and says when nothing was measured."""
+    from benchmarks.table import targets
+    from benchmarks.topic import Rows, Target, Topic
+
+    target = Target("claim", lambda _: value, 0.95, at_least)
+    assert f"| {verdict:>6} |" in targets([(Topic("k", "t", [], 1, targets=[target]), Rows())])
+
+
+def test_a_peer_that_is_not_installed_has_a_row(tmp_path, monkeypatch):
+    """Without torch_checkpointing its rows say so, and nothing fails."""
+    pytest.importorskip("torch")
+    import importlib.util
+
+    from benchmarks import background, looping, saving, stalling
+    from benchmarks.sizes import QUICK
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    path = str(tmp_path / "saved")
+    for sample in (
+        saving.save("torch_checkpointing", path, QUICK),
+        stalling.stall(background.TorchCheckpointing, path, QUICK, "cpu"),
+        looping.train(background.TorchCheckpointing, path, QUICK),
+    ):
+        assert sample.seconds is None
+        assert sample.facts["note"] == "torch_checkpointing is not installed"
+
+
+def test_the_figure_is_the_same_for_the_same_rates(tmp_path):
+    """Drawn twice, the figure has the same bytes, its words as text, and is small."""
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    curves = {who: [("1 MiB", 1e9), ("4 MiB", 2e9)] for who in (plot.SAVE, plot.LOAD, plot.WRITE, plot.READ)}
+    for name in ("one.svg", "two.svg"):
+        plot.draw(str(tmp_path / name), curves, curves)
+    one, two = ((tmp_path / name).read_bytes() for name in ("one.svg", "two.svg"))
+    assert one == two
+    assert b"Holdfast, durable save</text>" in one
+    assert len(one) < 60_000
+    assert sorted(os.listdir(tmp_path)) == ["one.svg", "two.svg"]
+
+
+def test_without_matplotlib_the_old_figure_stays(tmp_path, capsys):
+    """Where nothing can draw, the figure stays as it was, and a line says so."""
+    from benchmarks import page
+
+    def make(path):
+        raise ImportError("No module named 'matplotlib'")
+
+    (tmp_path / "scaling.svg").write_text("old")
+    page.draw(str(tmp_path / "page.md"), "scaling.svg", make)
+    assert (tmp_path / "scaling.svg").read_text() == "old"
+    assert "scaling.svg was not drawn: No module named 'matplotlib'" in capsys.readouterr().err
+
+
+def test_a_cold_file_is_cold(tmp_path):
+    """Before a cold read no page of the file is in the page cache, and before a warm one all are."""
+    from benchmarks import limits
+
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (1 << 20))
+    try:
+        limits.chill(str(path))
+    except limits.WarmError:
+        pytest.skip("this file system keeps its files in memory")
+    with open(path, "rb") as file:
+        assert limits.resident(file.fileno()) == 0
+    limits.warm(str(path))
+    with open(path, "rb") as file:
+        assert limits.resident(file.fileno()) == 1
+
+
+def test_every_way_of_writing_writes_everything(tmp_path, monkeypatch):
+    """Each way writes all bytes, in one file or several, and leaves nothing; one that fails has no time."""
+    from benchmarks import limits
+
+    size = (70 << 20) + 123
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd)), fsync(fd)))
+    for way in limits.WAYS:
+        synced.clear()
+        if limits.write(str(tmp_path / "raw"), size, way) is None:
+            assert way.direct  # the file system of the tests may lack it
+            continue
+        files = [known.st_size for known in synced[:-1]]
+        assert sum(files) == size
+        assert len(files) == way.files
+        assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(22, "no")))
+    assert limits.write(str(tmp_path / "raw"), size, limits.WAYS[0]) is None

@@ -57,8 +57,10 @@ def print_json(content: Mapping[str, Any]) -> None:
     except (msgspec.MsgspecError, TypeError, OverflowError, UnicodeEncodeError):
         data = b"\xff"
     # The quick way does not escape: text outside ASCII, which may steer a terminal, is not left to it.
-    text = data.decode() if data.isascii() else json.dumps(plain, allow_nan=False)
-    click.echo(msgspec.json.format(text, indent=2))
+    if data.isascii():
+        click.echo(msgspec.json.format(data.decode(), indent=2))
+    else:
+        click.echo(json.dumps(plain, indent=2, allow_nan=False, default=str))
 
 
 _AS_IT_IS = frozenset({str, int, bool, type(None)})
