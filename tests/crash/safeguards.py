@@ -74,8 +74,8 @@ SAFEGUARDS = [
     Safeguard(
         "a checkpoint is built where no reader looks",
         "saving.py",
-        "draft_of(session.writing, manifest.name",
-        "draft_of(session.path, manifest.name",
+        "session.writing, manifest.name, states, staging",
+        "session.path, manifest.name, states, staging",
         "tests/crash/test_kill_points.py -k FurtherSave",
     ),
     Safeguard(

@@ -149,8 +149,14 @@ def test_in_inference_mode(path):
     with torch.inference_mode():
         net = nn.Linear(3, 3)
         live = nn.Linear(3, 3)
-        holdfast.save(path, {"model": net, "x": {"w": torch.ones(3), "v": torch.ones(2, 2)}})
+        holdfast.save(path, {"x": {"w": torch.ones(3), "v": torch.ones(2, 2)}})
         found = holdfast.open(path).load()["x"]
+        zeros = {name: tensor * 0 for name, tensor in found.items()}
+        both = zeros | {"v": torch.zeros(2, 2)}
+    holdfast.restore(path, {"x": both})
+    assert both["w"].is_inference()
+    assert all((tensor == 1).all() for tensor in both.values())
+    holdfast.save(path, {"model": net})
     holdfast.restore(path, {"model": live})
     assert all(torch.equal(a, b) for a, b in zip(live.parameters(), net.parameters(), strict=True))
     for tensor in found.values():
@@ -170,6 +176,7 @@ def test_tied_and_aliased(path):
     arrays = table(path)["parts"]
     places = [arrays["model"]["arrays"][name]["chunks"] for name in ("embed.weight", "head.weight")]
     assert places[0] == places[1] == arrays["again"]["arrays"]["/"]["chunks"]
+    assert table(path)["overlaps"] == []
     found = holdfast.open(path).load()
     assert found["model"]["embed.weight"] is found["model"]["head.weight"]
     other = nn.ModuleDict({"embed": nn.Embedding(50, 8), "head": nn.Linear(8, 50, bias=False)})

@@ -106,8 +106,7 @@ def test_results_are_written_between_the_markers(quick):
     assert "`python -m benchmarks --quick" in text
     for fact in ("date:", "processor:", "memory:", "file system:", "versions:"):
         assert f"- {fact}" in text
-    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert "\n".join(table) in text
+    assert done.stdout.strip() in text
 
 
 def test_nothing_is_left_behind(quick):
@@ -186,7 +185,7 @@ def test_a_target_says_whether_it_is_met(value, at_least, verdict):
     from benchmarks.topic import Rows, Target, Topic
 
     target = Target("claim", lambda _: value, 0.95, at_least)
-    assert f"| {verdict:>6} |" in targets([(Topic("k", "t", [], 1, targets=[target]), Rows())])
+    assert f" {verdict} |" in targets([(Topic("k", "t", [], 1, targets=[target]), Rows())])
 
 
 def test_a_peer_that_is_not_installed_has_a_row(tmp_path, monkeypatch):
@@ -257,7 +256,7 @@ def test_every_way_of_writing_writes_everything(tmp_path, monkeypatch):
     """Each way writes all bytes, in one file or several, and leaves nothing; one that fails has no time."""
     from benchmarks import limits
 
-    size = (70 << 20) + 123
+    size = (120 << 20) + 123
     synced = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd)), fsync(fd)))

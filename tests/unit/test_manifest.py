@@ -204,12 +204,16 @@ ARRAYS_FAULTS = {
 }
 
 
+@pytest.mark.parametrize("behind", [0, 1, 3])
 @pytest.mark.parametrize("name", ARRAYS_FAULTS)
-def test_arrays_faults(name):
-    """Every array must be a whole array inside a listed file, before memory is asked for."""
+def test_arrays_faults(name, behind):
+    """Every array must be a whole array inside a listed file, before memory is asked for; so must one after many right ones."""
     change, words = ARRAYS_FAULTS[name]
+    right = an_arrays().parts["model"].arrays["w"]
+    several = an_arrays()
+    several.parts["model"].arrays = {**{f"right{i}": right for i in range(behind)}, "w": right}
     with pytest.raises(FormatError, match=words) as caught:
-        decode_arrays(altered(encode_arrays(an_arrays()), change), "runs/a/000001/arrays.json")
+        decode_arrays(altered(encode_arrays(several), change), "runs/a/000001/arrays.json")
     assert "runs/a/000001/arrays.json" in str(caught.value)
 
 

@@ -500,6 +500,23 @@ def test_a_batch_gets_nothing_of_a_damaged_block(saved, step):
     assert not inside & set(taken)
 
 
+def test_a_batch_whose_arrays_overlap(saved):
+    """The arrays of a batch may lie in one another, or share their first byte."""
+    first = saved.table["tiny"]["t100"].start
+    data = b"".join(saved.bytes_of(f"tiny/t{i}") for i in range(100, 200))
+    spans = [(0, 100), (0, 4), (8, 20), (8, 12), (300, 310), (305, 306)]
+    taken = {}
+
+    def place(begin, end, block, base):
+        for a, b in spans[begin:end]:
+            taken[a, b] = block[first + a - base : first + b - base].tobytes()
+
+    starts, stops = [first + a for a, _ in spans], [first + b for _, b in spans]
+    batch = Batch("tiny.safetensors", starts, stops, place, str)
+    read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+    assert taken == {(a, b): data[a:b] for a, b in spans}
+
+
 def test_impossible_batches_are_refused(saved):
     """A batch outside of its file, or backwards, or of a file that is not listed, is refused with the array's name."""
     batch, taken = saved.batch("tiny/t000", "tiny/t001", "tiny/t002")

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import os
 import threading
@@ -10,7 +11,7 @@ import xxhash
 
 from holdfast import files
 from holdfast.errors import StorageError, UsageError
-from holdfast.payload import staging, threads, writer
+from holdfast.payload import pending, staging, threads, writer
 from holdfast.payload.array import HostArray, LazyArray
 from holdfast.payload.filling import Filling
 from holdfast.payload.layout import plan
@@ -180,6 +181,99 @@ def test_copied_means_that_arrays_may_change(tmp_path):
         job.wait()
     found = safetensors.numpy.load_file(tmp_path / "m.safetensors")
     assert all(np.array_equal(found[name], array) for name, array in before.items())
+
+
+@pytest.mark.parametrize("size", [10, 3000, 30_000], ids=["many in a block", "about one", "many blocks"])
+def test_late_arrays_are_copied_last(tmp_path, size):
+    """`wait_early` returns before any late array is opened; what the others hold then is in the file, as are late ones later."""
+    gate = threading.Event()
+    state = arrays(12, size)
+    parts = {}
+    for number, (name, array) in enumerate(state.items()):
+        parts[name] = lazy(array, lambda array=array: gate.wait(20) and array.view(np.uint8))
+        parts[name].late = number % 3 > 0
+        if not parts[name].late:
+            parts[name] = host(array)
+    job = Save(plan({"m": parts}), str(tmp_path), staging=1 << 30, block_size=BLOCK)
+    job.start()
+    job.wait_early()
+    assert job.overlapped
+    assert not job._copied.done
+    expected = {name: array.copy() for name, array in state.items()}
+    for name, array in state.items():
+        array.fill(-1)
+        if parts[name].late:
+            expected[name].fill(-1)
+    gate.set()
+    pending.settle()
+    for array in state.values():
+        array.fill(-2)
+    job.wait()
+    found = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+@pytest.mark.parametrize("room", [None, 100_000, 1 << 30])
+def test_late_arrays_with_little_memory(tmp_path, room):
+    """With few buffers what shares a block with other arrays is copied at once, and the rest when a buffer is free."""
+    state = arrays(30, 2000)
+    parts = {name: host(array) for name, array in state.items()}
+    for name in list(parts)[5:]:
+        parts[name].late = True
+    job = Save(plan({"m": parts}), str(tmp_path), staging=room, block_size=BLOCK)
+    job.start()
+    job.wait_early()
+    for name in list(parts)[:5]:
+        state[name] = state[name].copy()
+        parts[name].view.fill(7)
+    job.wait()
+    found = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    assert all(np.array_equal(found[name], array) for name, array in state.items())
+
+
+@pytest.mark.parametrize("room", [None, 1 << 30])
+def test_what_must_hold_after_copying(tmp_path, room):
+    """`confirm` is called once all is copied and before anybody is told; what it raises fails the save."""
+    opened, seen = [], []
+    state = arrays(12, 3000)
+    parts = {}
+    for name, array in state.items():
+        parts[name] = lazy(array, lambda name=name, array=array: opened.append(name) or array.view(np.uint8))
+        parts[name].late = True
+
+    def confirm():
+        seen.append((len(opened), job._copied.done))
+        raise ZeroDivisionError("torn")
+
+    job = Save(plan({"m": parts}), str(tmp_path), staging=room, block_size=BLOCK, confirm=confirm)
+    job.start()
+    job.wait_early()
+    pending.settle()
+    for wait in (job.wait_copied, job.wait):
+        with pytest.raises(ZeroDivisionError):
+            wait()
+    assert seen == [(12, False)]
+
+
+@pytest.mark.parametrize("end", [None, ZeroDivisionError, UsageError])
+def test_settling_leaves_errors_to_those_who_wait_for_the_save(tmp_path, end):
+    """`settle` returns when nothing is copied any more, whatever became of it; `spoil` makes the save fail."""
+    gate = threading.Event()
+    array = lazy(
+        np.zeros(10, "f4"), lambda: gate.wait(20) and np.zeros(40 if end is None else 1 // 0, np.uint8)
+    )
+    array.late = True
+    job = Save(plan({"m": {"x": array}}), str(tmp_path), staging=1 << 30, block_size=BLOCK)
+    job.start()
+    job.wait_early()
+    if end is UsageError:
+        pending.spoil()
+    gate.set()
+    pending.settle()
+    assert job._copied.done
+    pending.spoil()  # too late to matter
+    with pytest.raises(end) if end is not None else contextlib.nullcontext():
+        job.wait()
 
 
 def test_streaming_needs_a_handful_of_buffers(tmp_path, monkeypatch):

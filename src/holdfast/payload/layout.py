@@ -11,13 +11,17 @@ from typing import NamedTuple
 from holdfast.errors import UsageError
 from holdfast.format import dtypes, safetensors
 from holdfast.format.table import ArrayEntry, Chunk
+from holdfast.payload import joining
 from holdfast.payload.array import Array
 
 HEADER_LIMIT = 90_000_000  # the ordinary library takes 100 MB
 
 
 class Segment(NamedTuple):
-    """Bytes `start` to `stop` of a file, where they come from, and whom to name if not finite."""
+    """Bytes `start` to `stop` of a file, where they come from, and whom to name if not finite.
+
+    The bytes of an array, or of several small ones that are opened together.
+    """
 
     start: int
     stop: int
@@ -184,12 +188,21 @@ def _place(
     placed: dict[_Key, ArrayEntry],
 ) -> PlannedFile:
     offsets = _offsets(items, len(header))
+    for (_, name, _, array), start, stop in zip(items, offsets, offsets[1:], strict=False):
+        placed[part, name] = ArrayEntry(array.dtype, array.shape, (Chunk(file, (start, stop)),))
+    filled = [(item, start) for item, start in zip(items, offsets, strict=False) if item[2].nbytes]
+    arrays = [array for (_, _, _, array), _ in filled]
+    # Of a checked array it is told by its own name that it is not finite.
+    names = [name for (_, name, _, _), _ in filled]
+    alone = [(part, name) in checked for name in names]
     segments = []
-    for (_, name, form, array), start, stop in zip(items, offsets, offsets[1:], strict=False):
-        key = (part, name)
-        placed[key] = ArrayEntry(array.dtype, array.shape, (Chunk(file, (start, stop)),))
-        if form.nbytes:
-            segments.append(Segment(start, stop, array, part, name, checked.get(key, ())))
+    for first, last, array in joining.bundles(arrays, alone):
+        start, name = filled[first][1], names[first]
+        if last > first + 1:
+            name = f"{name} … {names[last - 1]}"
+        segments.append(
+            Segment(start, start + array.nbytes, array, part, name, checked.get((part, name), ()))
+        )
     return PlannedFile(file, offsets[-1], header, tuple(segments))
 
 

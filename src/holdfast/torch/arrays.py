@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from holdfast.errors import FormatError, UsageError
 from holdfast.payload.array import Array, Bytes, HostArray, LazyArray
+from holdfast.payload.joining import SmallArray
 from holdfast.state.arrays import Allocation
-from holdfast.state.batches import Row
+from holdfast.state.batches import SMALL, Row
 from holdfast.state.part import Plan, SavedPart
 
 _BY_NAME = {
@@ -32,6 +33,32 @@ _OWN_TYPES = {torch.Tensor, torch.nn.Parameter}
 _AS_NUMPY = {torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8}
 
 
+class TensorArray(SmallArray):
+    """A small tensor in contiguous CPU memory; NumPy sees it when it is copied, and not by itself if it can be helped."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        tensor: torch.Tensor,
+        identity: Hashable | None,
+        check: bool,
+    ) -> None:
+        super().__init__(dtype, shape, nbytes, identity, check)
+        self.tensor = tensor
+
+    def open(self) -> Bytes:
+        return as_bytes(self.tensor)
+
+    @staticmethod
+    def join(arrays: Sequence[Any]) -> Bytes:
+        tensors = [array.tensor for array in arrays]
+        return as_bytes(torch.cat([one if one.dim() == 1 else one.view(-1) for one in tensors]))
+
+
 def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
     """A tensor as the payload layer takes it: no copy for contiguous CPU memory.
 
@@ -44,8 +71,11 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
     if dtype is not None and _is_plain(tensor):
         shape, size = tuple(tensor.shape), tensor.nbytes
         identity = ("cpu", tensor.data_ptr(), size, dtype, shape, tensor.stride()) if size else None
-        host = tensor.detach() if tensor.requires_grad else tensor
-        return HostArray(dtype, shape, _bytes(host), identity, check)
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        if size <= SMALL:
+            return TensorArray(dtype, shape, size, tensor, identity, check)
+        return HostArray(dtype, shape, _bytes(tensor), identity, check)
     return _describe_any(tensor, where, check)
 
 

@@ -194,8 +194,8 @@ def _is(array: Array, place: int, size: int) -> bool:
 
 def _memory(array: Array, tensor: torch.Tensor) -> Any | None:
     """An array's bytes in the order in which they lie, not copied; None when there are holes between them."""
-    if isinstance(array, HostArray):
-        return array.view
+    if isinstance(array, (HostArray, arrays.TensorArray)):
+        return array.open()  # the memory itself
     identity: Any = array.identity
     if identity[2] != array.nbytes:
         return None
