@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "",
             table.tables(measured),
             "",
+            *(f"![Rates beside the machine's limits]({name})\n" for name in bench.figures if options.write),
             "What is aimed at:",
             "",
             *(
