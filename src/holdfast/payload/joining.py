@@ -29,16 +29,16 @@ class SmallArray(Array):
 class Joined(Array):
     """Neighbours in a file as one array, of which nothing is told one by one."""
 
-    __slots__ = ("_arrays",)
+    __slots__ = ("_arrays", "_kind")
 
-    def __init__(self, arrays: Sequence[SmallArray]) -> None:
-        first, nbytes = arrays[0], sum(array.nbytes for array in arrays)
+    def __init__(self, kind: type[SmallArray], arrays: Sequence[Array]) -> None:
+        nbytes = sum(array.nbytes for array in arrays)
         super().__init__("U8", (nbytes,), nbytes)
-        self.late = first.late
-        self._arrays = arrays
+        self.late = arrays[0].late
+        self._kind, self._arrays = kind, arrays
 
     def open(self) -> Bytes:
-        return self._arrays[0].join(self._arrays)
+        return self._kind.join(self._arrays)
 
 
 def bundles(arrays: Sequence[Array], alone: Sequence[bool]) -> Iterator[tuple[int, int, Array]]:
@@ -50,17 +50,21 @@ def bundles(arrays: Sequence[Array], alone: Sequence[bool]) -> Iterator[tuple[in
 
     """
     kinds = [
-        (type(array), array.dtype, array.late) if isinstance(array, SmallArray) and not single else None
+        None if single or not isinstance(array, SmallArray) else (type(array), array.dtype, array.late)
         for array, single in zip(arrays, alone, strict=True)
     ]
     first = 0
     for kind, same in groupby(kinds):
         end = first + sum(1 for _ in same)
-        most = 0 if kind is None else min(_MOST_BYTES, _MOST_ELEMENTS * dtypes.item_size(kind[1]))
+        if kind is None:
+            yield from ((index, index + 1, arrays[index]) for index in range(first, end))
+            first = end
+            continue
+        most = min(_MOST_BYTES, _MOST_ELEMENTS * dtypes.item_size(kind[1]))
         while first < end:
             last, nbytes = first + 1, arrays[first].nbytes
             while last < end and nbytes + arrays[last].nbytes <= most:
                 nbytes += arrays[last].nbytes
                 last += 1
-            yield first, last, arrays[first] if last == first + 1 else Joined(arrays[first:last])
+            yield first, last, arrays[first] if last == first + 1 else Joined(kind[0], arrays[first:last])
             first = last

@@ -51,12 +51,14 @@ class TensorArray(SmallArray):
         self.tensor = tensor
 
     def open(self) -> Bytes:
-        return as_bytes(self.tensor)
+        data: Bytes = as_bytes(self.tensor)
+        return data
 
     @staticmethod
     def join(arrays: Sequence[Any]) -> Bytes:
         tensors = [array.tensor for array in arrays]
-        return as_bytes(torch.cat([one if one.dim() == 1 else one.view(-1) for one in tensors]))
+        data: Bytes = as_bytes(torch.cat([one if one.dim() == 1 else one.view(-1) for one in tensors]))
+        return data
 
 
 def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
