@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -170,4 +171,6 @@ def _repetitions(size: Size) -> str:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still clears up: what it writes are gigabytes.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -71,6 +71,10 @@ SOME_WAYS = [Way(True, 2), Way(True, 4), Way(True, 4, reserve=True), Way(False, 
 
 def side_by_side(threads: int, count: int, act: Callable[[int], object]) -> None:
     """`act(0)` to `act(count - 1)`, shared out among threads; the first error is raised."""
+    if min(threads, count) <= 1:
+        for number in range(count):
+            act(number)
+        return
     numbers = iter(range(count))
     lock = threading.Lock()
     errors: list[BaseException] = []

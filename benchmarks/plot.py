@@ -29,7 +29,7 @@ def draw(path: str, sizes: Curves, threads: Curves) -> None:
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         left.set(title="by size of the state", ylabel="GB/s", yscale="log")
-        right.set(title="by threads of Holdfast", yscale="log")
+        right.set(title="by threads in each crew", yscale="log")
         for axes, curves in ((left, sizes), (right, threads)):
             _curves(axes, curves)
             axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))

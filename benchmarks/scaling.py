@@ -15,6 +15,7 @@ from benchmarks.bench import Bench, raw_read
 from benchmarks.children import Failed, Sample
 from benchmarks.contenders import warm_up
 from benchmarks.memory import measured
+from benchmarks.sizes import QUICK
 from benchmarks.topic import Case, Column, Row, Rows, Topic, ratio
 
 _PIECE = 16 << 20
@@ -56,7 +57,8 @@ def _set_threads(count: int | None) -> None:
     from holdfast.payload import threads
 
     if count is not None:
-        threads._process.teams["blocks"].size = count
+        for crew in ("blocks", "disk"):
+            threads._process.teams[crew].size = count
 
 
 def topics(bench: Bench) -> Iterator[Topic]:
@@ -69,12 +71,13 @@ def topics(bench: Bench) -> Iterator[Topic]:
         bench.clear()
     yield _summary("Speed by size of the state", sizes)
     crews: dict[str, Rows] = {}
+    counts = _THREADS[:2] if bench.size is QUICK else _THREADS
     nbytes = min(_LARGE, bench.size.scales[-1])
     cases = _loads(bench, nbytes) + _saves(bench, nbytes)
     limits_of_both = [case for case in cases if case.role == "limit"]
     ours = [
         (str(threads), case)
-        for threads in _THREADS
+        for threads in counts
         for case in (*_saves(bench, nbytes, threads), *_loads(bench, nbytes, threads, prepared=True))
         if case.role == "holdfast"
     ]
@@ -82,7 +85,7 @@ def topics(bench: Bench) -> Iterator[Topic]:
     every = [*limits_of_both, *(replace(case, who=f"{case.who}|{threads}") for threads, case in ours)]
 
     def share_out(rows: Rows) -> None:
-        for threads in map(str, _THREADS):
+        for threads in map(str, counts):
             own = [
                 replace(row, who=row.who.partition("|")[0]) for row in rows if row.who.endswith(f"|{threads}")
             ]
@@ -90,7 +93,7 @@ def topics(bench: Bench) -> Iterator[Topic]:
 
     repetitions = min(3, bench.size.repetitions)
     yield Topic("scaling", "threads", every, repetitions, close=share_out, hidden=True)
-    yield _summary(f"Speed by threads of Holdfast, {_told(nbytes)}", crews)
+    yield _summary(f"Speed by threads in each crew of Holdfast, {_told(nbytes)}", crews)
     bench.figures["scaling.svg"] = lambda path: plot.draw(path, _curves(sizes), _curves(crews))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from benchmarks.sizes import Size
 
+_TILE = 1 << 20
 HEAD = 32  # numbers in one head of the attention: divides every width that is used
 
 
@@ -48,16 +50,48 @@ def adamw(net: Any, *, fused: bool | None = None) -> Any:
 
 def trained(size: Size, *, device: str = "cpu") -> tuple[Any, Any]:
     """A network and its optimizer as a training leaves them: two moments and a step count for each."""
-    torch.manual_seed(1)
-    net = gpt2(size).to(device)
+    net = _filled(size, seed=1).to(device)
     optimizer = adamw(net)
-    for parameter in net.parameters():
+    for number, parameter in enumerate(net.parameters()):
         optimizer.state[parameter] = {
             "step": torch.tensor(1000.0),
-            "exp_avg": torch.rand_like(parameter),
-            "exp_avg_sq": torch.rand_like(parameter),
+            "exp_avg": _fill(torch.empty_like(parameter), 2 * number + 2000),
+            "exp_avg_sq": _fill(torch.empty_like(parameter), 2 * number + 2001),
         }
     return net, optimizer
+
+
+def fresh(size: Size) -> tuple[Any, Any]:
+    """A network and its optimizer as a script builds them before it resumes."""
+    net = _filled(size, seed=2)
+    return net, adamw(net)
+
+
+def _filled(size: Size, seed: int) -> Any:
+    """A network with numbers that come from no initialization, which would take longer than a save."""
+    with torch.device("meta"):
+        net = gpt2(size)
+    net.to_empty(device="cpu")
+    net["lm_head"].weight = net["wte"].weight
+    for number, parameter in enumerate(net.parameters()):
+        _fill(parameter.detach(), seed * 500 + number)
+    return net
+
+
+@functools.cache
+def _random() -> Any:
+    return torch.rand(2 * _TILE, generator=torch.Generator().manual_seed(1))
+
+
+def _fill(tensor: Any, number: int) -> Any:
+    """Random numbers, other ones for each number; the tensor itself."""
+    flat = tensor.detach().view(-1)
+    start = number * 4099 % _TILE
+    tile = _random()[start : start + _TILE].to(flat.device)
+    whole = len(flat) // _TILE * _TILE
+    flat[:whole].view(-1, _TILE).copy_(tile)
+    flat[whole:].copy_(tile[: len(flat) - whole])
+    return tensor
 
 
 def loss(net: Any, tokens: Any) -> Any:
@@ -75,13 +109,6 @@ def loss(net: Any, tokens: Any) -> Any:
         hidden = hidden + block["mlp"]["c_proj"](wide)
     logits = net["lm_head"](net["ln_f"](hidden))
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def fresh(size: Size) -> tuple[Any, Any]:
-    """A network and its optimizer as a script builds them before it resumes."""
-    torch.manual_seed(2)
-    net = gpt2(size)
-    return net, adamw(net)
 
 
 def fingerprint(net: Any, optimizer: Any) -> list[float]:
