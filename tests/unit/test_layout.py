@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from holdfast.errors import UsageError
-from holdfast.format import safetensors
+from holdfast.format import dtypes, safetensors
 from holdfast.payload.array import HostArray, LazyArray
+from holdfast.payload.joining import SmallArray
 from holdfast.payload.layout import plan
 
 
 def host(dtype, shape, identity=None, check=False):
-    from holdfast.format import dtypes
-
     return HostArray(dtype, shape, np.zeros(dtypes.byte_count(dtype, shape), np.uint8), identity, check)
 
 
@@ -44,8 +43,6 @@ def test_every_number_is_aligned():
     """Each array starts at a multiple of its element size, so no number straddles two blocks."""
     kinds = ["U8", "F32", "numpy:|S3", "F64", "BF16", "C128", "numpy:<U5", "C64"]
     layout = plan({"m": {f"{kind}{i}": host(kind, (i,)) for kind in kinds for i in range(5)}})
-    from holdfast.format import dtypes
-
     for segment in layout.files[0].segments:
         assert segment.start % dtypes.alignment(segment.array.dtype) == 0
 
@@ -112,3 +109,59 @@ def test_reserved_name_and_wrong_size_are_refused():
         plan({"m": {"__metadata__": host("F32", ())}})
     with pytest.raises(UsageError, match="m/x brings 5 bytes"):
         plan({"m": {"x": LazyArray("F32", (1,), 5, lambda: np.zeros(5, np.uint8))}})
+
+
+class Small(SmallArray):
+    """An array of numbered bytes."""
+
+    def __init__(self, dtype, count, value, late=False, check=False):
+        super().__init__(dtype, (count,), dtypes.byte_count(dtype, (count,)), None, check)
+        self.value, self.late = value, late
+
+    def open(self):
+        return np.full(self.nbytes, self.value, np.uint8)
+
+    @staticmethod
+    def join(arrays):
+        return np.concatenate([array.open() for array in arrays])
+
+
+class OtherSmall(Small):
+    pass
+
+
+def test_small_neighbours_are_one_segment():
+    """Small arrays that follow one another are one segment, as long as class, dtype and lateness are the same."""
+    arrays = {
+        "a": Small("F32", 1, 1),
+        "b": Small("F32", 2, 2),
+        "c": Small("I32", 1, 3),
+        "d": Small("I32", 1, 4, late=True),
+        "e": Small("I32", 1, 5, late=True),
+        "f": OtherSmall("I32", 1, 6, late=True),
+        "g": Small("F32", 1, 7, check=True),
+        "h": Small("F32", 0, 8),
+        "i": Small("F32", 1, 9),
+        "j": Small("F32", 1, 10),
+        "k": host("F32", (1,)),
+        "l": host("F32", (1,)),
+    }
+    [file] = plan({"m": arrays}).files
+    segments = [(segment.name, segment.array.late) for segment in file.segments]
+    names = ["a … b", "c", "d … e", "f", "g", "i … j", "k", "l"]
+    assert segments == list(zip(names, [False, False, True, True, *[False] * 4], strict=True))
+    spans = [(segment.start, segment.stop) for segment in file.segments]
+    assert [stop for _, stop in spans[:-1]] == [start for start, _ in spans[1:]]
+    assert all(segment.array.nbytes == segment.stop - segment.start for segment in file.segments)
+    opened = b"".join(segment.array.open().tobytes() for segment in file.segments)
+    assert opened == b"".join(array.open().tobytes() for array in arrays.values())
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("U8", 32_000), ("F32", 128_000), ("F64", 128 * 1024)])
+def test_no_segment_of_neighbours_is_large(dtype, most):
+    """Neighbours that are opened together have at most 128 KiB and 32,000 elements."""
+    arrays = {f"{number:03}": Small(dtype, 1000, number) for number in range(256)}
+    sizes = [segment.stop - segment.start for segment in plan({"m": arrays}).files[0].segments]
+    one = dtypes.item_size(dtype) * 1000
+    assert set(sizes[:-1]) == {most // one * one}
+    assert sum(sizes) == 256 * one

@@ -14,6 +14,7 @@ from holdfast.state.batches import SMALL
 from holdfast.state.part import Plan
 
 torch = pytest.importorskip("torch")
+torch_edge = pytest.importorskip("holdfast.torch.arrays")
 
 
 def as_numpy(count):
@@ -208,3 +209,89 @@ def test_one_array_under_two_names_comes_back_as_one(tmp_path):
     first, second = found["first"], found["second"]
     assert first["a"] is first["b"] is second[0]
     assert first["t"][0] is second[1] is second[2]["x"]
+
+
+NUMPY_DTYPES = [
+    "?",
+    "u1",
+    "i8",
+    "f2",
+    "f4",
+    ">f4",
+    ">i8",
+    "f8",
+    "c8",
+    ">c16",
+    "<U3",
+    ">U2",
+    "S5",
+    "V3",
+    "M8[s]",
+    ">m8[D]",
+]
+
+
+@pytest.mark.parametrize("dtype", NUMPY_DTYPES)
+@pytest.mark.parametrize("shape", [(3,), (2, 2), ()])
+def test_neighbours_of_one_dtype(tmp_path, dtype, shape):
+    """Many small arrays of one dtype, whatever its order of bytes, come back to the byte, and in place."""
+    rng, size = np.random.default_rng(1), np.dtype(dtype).itemsize
+    state = {
+        f"a{i}": rng.integers(0, 127, (*shape, size), "u1").view(dtype).reshape(shape) for i in range(50)
+    }
+    holdfast.save(tmp_path / "c", {"value": state})
+    live = {name: np.zeros_like(array) for name, array in state.items()}
+    holdfast.restore(tmp_path / "c", {"value": live})
+    found = holdfast.open(tmp_path / "c").load()["value"]
+    for name, array in state.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].tobytes() == live[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("framework", ["torch", "numpy"])
+def test_neighbours_of_dtypes_of_one_size(tmp_path, framework):
+    """Small arrays whose dtypes take turns come back to the byte: none is turned into its neighbour's."""
+    kinds = ["f4", "i4", "u4", "f4", "c8", "f8", "i8", "f2", "i2", "?", "u1", "i1"]
+    state = {f"a{i:03}": (np.arange(5) * 50.5).astype(kinds[i % len(kinds)]) for i in range(200)}
+    if framework == "torch":
+        state = {name: torch.from_numpy(array) for name, array in state.items()}
+    holdfast.save(tmp_path / "c", {"value": state})
+    found = holdfast.open(tmp_path / "c").load()["value"]
+    for name, array in state.items():
+        assert found[name].dtype == array.dtype
+        assert (found[name] == array).all()
+
+
+def test_neighbours_are_opened_together(tmp_path, monkeypatch):
+    """Small arrays of one dtype, of which nothing is told by name, are copied by a few calls, not by one each."""
+    calls = []
+    for kind in (torch_edge.TensorArray, numpy_edge.SmallHostArray):
+        join = kind.join
+        monkeypatch.setattr(
+            kind, "join", staticmethod(lambda arrays, join=join: calls.append(len(arrays)) or join(arrays))
+        )
+        monkeypatch.setattr(kind, "open", lambda _: pytest.fail("opened by itself"))
+    holdfast.save(tmp_path / "t", as_torch(1000))
+    holdfast.save(tmp_path / "n", as_numpy(1000))
+    assert calls == [1000, 1000]
+
+
+def test_an_error_in_neighbours_names_them(tmp_path, monkeypatch):
+    """An error while neighbours are copied names the first and the last of them."""
+
+    def fail(_):
+        raise OSError("unreadable")
+
+    monkeypatch.setattr(numpy_edge.SmallHostArray, "join", staticmethod(fail))
+    with pytest.raises(OSError, match="unreadable") as caught:
+        holdfast.save(tmp_path / "c", as_numpy(10))
+    assert caught.value.__notes__ == ["while the array value/layer.0 … layer.9 was being copied"]
+
+
+def test_a_nan_is_told_by_its_name(tmp_path):
+    """Of thousands of small parameters the one that is not finite is named."""
+    net = torch.nn.ParameterList(torch.zeros(4) for _ in range(3000))
+    with torch.no_grad():
+        net[1234][2] = float("nan")
+    holdfast.save(tmp_path / "c", {"model": net})
+    assert holdfast.open(tmp_path / "c").manifest.nan == ["model/1234"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from holdfast.errors import FormatError, UsageError
 from holdfast.format import dtypes
 from holdfast.payload.array import Array, Bytes, HostArray, LazyArray
-from holdfast.state.batches import Row
+from holdfast.payload.joining import SmallArray
+from holdfast.state.batches import SMALL, Row
 
 _NAMES = {
     "|b1": "BOOL", "|u1": "U8", "|i1": "I8", "<i2": "I16", "<u2": "U16", "<f2": "F16", "<i4": "I32",
@@ -27,6 +28,26 @@ class Allocation(NamedTuple):
 
     bytes: np.ndarray[Any, np.dtype[np.uint8]]
     finish: Callable[[], Any]
+
+
+class SmallHostArray(SmallArray):
+    """A small NumPy array, contiguous."""
+
+    __slots__ = ("array",)
+
+    def __init__(
+        self, dtype: str, array: np.ndarray[Any, Any], identity: Hashable | None, check: bool
+    ) -> None:
+        super().__init__(dtype, array.shape, array.nbytes, identity, check)
+        self.array = array
+
+    def open(self) -> Bytes:
+        return _bytes(self.array)
+
+    @staticmethod
+    def join(arrays: Sequence[Any]) -> Bytes:
+        # As bytes: numbers would come out in this machine's order of bytes.
+        return np.concatenate([_bytes(one.array) for one in arrays])
 
 
 def describe(leaf: Any, where: str, *, check: bool = False) -> Array:
@@ -47,13 +68,19 @@ def describe(leaf: Any, where: str, *, check: bool = False) -> Array:
             type="numpy.ndarray[structured]",
         )
     identity = None
-    if array.nbytes:
+    whole = array.flags.c_contiguous
+    if array.nbytes and whole:
+        pointer = array.__array_interface__["data"][0]
+        identity = ("cpu", pointer, array.nbytes, dtype, array.shape, array.strides)
+    elif array.nbytes:
         pointer = array.__array_interface__["data"][0]
         reaches = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True)]
         low = pointer + sum(reach for reach in reaches if reach < 0)
         span = pointer + sum(reach for reach in reaches if reach > 0) + array.itemsize - low
         identity = ("cpu", low, span, dtype, array.shape, array.strides)
-    if array.flags.c_contiguous:
+    if whole and array.nbytes <= SMALL:
+        return SmallHostArray(dtype, array, identity, check)
+    if whole:
         return HostArray(dtype, array.shape, _bytes(array), identity, check)
     return LazyArray(
         dtype, array.shape, array.nbytes, lambda: _bytes(np.ascontiguousarray(array)), identity, check
@@ -63,7 +90,7 @@ def describe(leaf: Any, where: str, *, check: bool = False) -> Array:
 def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if array.nbytes == 0:
         return np.empty(0, np.uint8)
-    return array.reshape(-1).view(np.uint8)
+    return (array if array.ndim == 1 else array.reshape(-1)).view(np.uint8)
 
 
 def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
