@@ -255,6 +255,56 @@ SAFEGUARDS = [
         "        self._retain(flight, [*before, entry])\n        path = publish(draft, session.path)\n",
         "tests/unit/test_retention.py::test_the_successor_is_durable_first",
     ),
+    # -- P5: what is copied behind the training
+    Safeguard(
+        "an optimizer's step waits for what is still being copied",
+        "overlap.py",
+        "        pending.settle()\n        trial = self._trial",
+        "        trial = self._trial",
+        "tests/exact/test_overlap.py::test_steps",
+    ),
+    Safeguard(
+        "buffers are copied before the training goes on",
+        "payload/writer.py",
+        "        self._filling.fill(index, number, buffer.bytes, late=True)\n",
+        "        self._filling.fill(index, number, buffer.bytes, late=True)\n        self._filling.fill(index, number, buffer.bytes, late=False)\n",
+        "tests/exact/test_overlap.py::test_buffers",
+    ),
+    Safeguard(
+        "a copy whose arrays changed meanwhile is not published",
+        "overlap.py",
+        "            if changed:\n                raise TornCopyError",
+        "            if False:\n                raise TornCopyError",
+        "tests/exact/test_overlap.py::test_a_rare_stranger_is_noticed",
+    ),
+    Safeguard(
+        "overlap is earned by a comparison of every byte",
+        "overlap.py",
+        "            self._try(late, key)\n            return None\n",
+        "            self._earned = key\n",
+        "tests/exact/test_overlap.py::test_strangers_are_noticed",
+    ),
+    Safeguard(
+        "a step without a hook is noticed at the next boundary",
+        "training.py",
+        "        self.overlap.look()\n",
+        "",
+        "tests/exact/test_overlap.py::test_steps_by_hand_are_noticed",
+    ),
+    Safeguard(
+        "leaving the batches waits for what is still being copied",
+        "loop.py",
+        "                finally:\n                    training.overlap.settle()\n",
+        "                finally:\n                    pass\n",
+        "tests/exact/test_overlap.py::test_leaving_the_batches",
+    ),
+    Safeguard(
+        "a restore waits for what is still being copied",
+        "payload/reader.py",
+        "pending.settle_for_reading()",
+        "pending.written()",
+        "tests/exact/test_overlap.py::test_restoring_in_the_body",
+    ),
     # -- P6: nothing is run
     Safeguard(
         "an entire model needs trust",

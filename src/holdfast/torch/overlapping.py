@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from holdfast.payload.array import Array, HostArray
 from holdfast.payload.sharing import share
 from holdfast.state.part import PartState
-from holdfast.torch import arrays, modules, optimizers
+from holdfast.torch import arrays, optimizers
 from holdfast.torch.partial import Trainable
 
 PIECE = 4096  # bytes of a sample; each array gets three
@@ -120,38 +120,41 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
     graphed = {
         part for part, thing in tracked.items() if any(g.get("capturable") for g in thing.param_groups)
     }
-    outside = {id(p) for part in graphed for p in _parameters(tracked[part])}
+    # By address and size: quicker than by name, and what has a parameter's memory is that parameter.
     owned = {
-        id(p)
+        (p.data_ptr(), p.nbytes): p
         for part, thing in tracked.items()
         if part not in graphed
         for p in _parameters(thing)
-        if p.requires_grad and id(p) not in outside
+        if p.requires_grad
     }
-    found: dict[int, tuple[str, Array, torch.Tensor, int | None]] = {}  # by the array's id
-    for part, thing in things.items():
-        own = states[part].arrays
-        module = thing.module if isinstance(thing, Trainable) else thing
-        if isinstance(module, torch.nn.Module):
-            for name, parameter in modules.parameters(module):
-                array = own.get(name) if id(parameter) in owned else None
-                place = parameter.data_ptr() if array is not None else 0
-                if array is not None and _is(array, place, parameter.nbytes):
-                    found[id(array)] = f"{part}/{name}", array, parameter, place
-        elif part in tracked and part not in graphed and optimizers.native(thing):
-            tensors = {(t.data_ptr(), t.nbytes): t for t in _state_tensors(thing)}
-            for name, array in own.items():
-                tensor = tensors.get((array.identity[1], array.nbytes)) if array.identity else None
-                if tensor is not None and name.startswith("/state/"):
-                    found[id(array)] = f"{part}{name}", array, tensor, None
-    elsewhere = {
-        array.identity
-        for state in states.values()
-        for array in state.arrays.values()
-        if array.identity is not None and id(array) not in found
-    }
+    for part in graphed:
+        for p in _parameters(tracked[part]):
+            owned.pop((p.data_ptr(), p.nbytes), None)
+    found: list[tuple[str, Array, torch.Tensor, int | None]] = []
+    elsewhere: set[Hashable] = set()
+    for part, state in states.items():
+        thing = things.get(part)
+        tensors: Mapping[Any, torch.Tensor] = {}
+        is_state = part in tracked and part not in graphed and optimizers.native(tracked[part])
+        if is_state:
+            tensors = {(t.data_ptr(), t.nbytes): t for t in _state_tensors(tracked[part])}
+        elif isinstance(thing, (torch.nn.Module, Trainable)):
+            tensors = owned
+        for name, array in state.arrays.items():
+            identity: Any = array.identity
+            if identity is None:
+                continue
+            place = identity[1] if tensors else None
+            tensor = tensors.get((place, array.nbytes))
+            if tensor is None or (is_state and not name.startswith("/state/")):
+                elsewhere.add(identity)
+            elif is_state:  # of any address: some optimizers make it anew at each step
+                found.append((f"{part}{name}", array, tensor, None))
+            else:
+                found.append((f"{part}/{name}", array, tensor, place))
     result = Late()
-    for name, array, tensor, pointer in found.values():
+    for name, array, tensor, pointer in found:
         memory = _memory(array, tensor) if array.identity not in elsewhere else None
         if memory is not None:
             result.add(name, array, memory, place=pointer)
@@ -185,11 +188,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         inner: Iterable[Any] = value.values() if isinstance(value, dict) else value
         for item in inner:
             yield from _tensors(item)
-
-
-def _is(array: Array, place: int, size: int) -> bool:
-    identity: Any = array.identity
-    return identity is not None and identity[1] == place and array.nbytes == size
 
 
 def _memory(array: Array, tensor: torch.Tensor) -> Any | None:
