@@ -6,6 +6,7 @@ all tests that passed stand at the end of the terminal, and `--figures PAGE` wri
 
 import contextlib
 import datetime
+import logging
 import platform
 import sys
 
@@ -87,6 +88,21 @@ def _write(page, figures, command):
     ]
     with open(page, "w", encoding="utf-8") as file:
         file.write("\n".join([before + BEGIN, "", *lines, "", END + after]))
+
+
+@pytest.fixture(autouse=True)
+def _keep_the_logger():
+    """A test that left the library's logger silent would hide what later ones look for: it is the one that fails."""
+    logger = logging.getLogger("holdfast")
+    level = logger.level
+    yield
+    left, disabled = logger.level, logger.disabled
+    # The first test to import the library sees it set the level.
+    logger.setLevel(level or left)
+    logger.disabled = False
+    assert (left in {level, logging.INFO}, disabled) == (True, False), (
+        f"the logger was left at {left}, disabled: {disabled}"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -119,9 +119,15 @@ class Loop:
             training.failure = error
         if training.ended:
             return
+        name = training.newest_name()
+        if name is None:
+            logger.info(
+                "The loop was left before its goal, and nothing was saved yet: the same command begins anew."
+            )
+            return
         logger.info(
             "The loop was left before its goal; nothing more was saved. Newest: %s. The same command continues from it.",
-            training.newest_name(),
+            name,
         )
 
     # -- the loops -------------------------------------------------------------------------------

@@ -101,9 +101,12 @@ class Saver:
 
     def prepare(self, states: Mapping[str, PartState]) -> None:
         """Makes staging memory for these parts behind the training, where growing it would be felt."""
-        from holdfast.payload import staging, threads
+        from holdfast.payload import layout, staging, threads
 
-        wanted = self._staging_for(states)
+        # As they will lie in the files: what is tied lies there once.
+        planned = layout.plan({part: state.arrays for part, state in states.items()})
+        blocks = sum(-(-file.size // BLOCK) for file in planned.files)
+        wanted = min(blocks * BLOCK, self._staging_for(states))
         if wanted > max(_FELT, staging.pool.size):
             threads.submit("publish", lambda: staging.pool.prepare(wanted // BLOCK))
 

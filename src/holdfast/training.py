@@ -348,7 +348,8 @@ class Training:
                 self._save(f"{asked.name}", metrics, probing=epoch_end)
             saver.drain()
         elif explicit or best:
-            self._save("asked for" if explicit else "new best", metrics, probing=True, between=between)
+            # Not beside the next step: a copy that is torn is made again later, without these metrics.
+            self._save("asked for" if explicit else "new best", metrics, probing=True)
         elif due is not None:
             every = self.options.keep.every_epochs
             milestone = epoch_end and every is not None and self.position.epoch % every == 0
@@ -380,7 +381,7 @@ class Training:
         return is_new_best(keep, self.session.ranking(keep), metrics)
 
     def _end_by(self, asked: Any) -> None:
-        name = self.newest_name()
+        name = self.newest_name() or "no checkpoint"
         self.ended = True
         self.signals.restore(ending=asked.name != "SIGINT")
         if asked.name == "SIGINT":
@@ -389,11 +390,11 @@ class Training:
         logger.info("%s: %s is saved; ending with exit code 75.", asked.name, name)
         raise Preempted(f"{asked.name}: {name} is saved")
 
-    def newest_name(self) -> str:
-        """The name of the newest checkpoint, for messages."""
+    def newest_name(self) -> str | None:
+        """The name of the newest checkpoint, for messages; None while there is none."""
         entries = self.session.entries if self.session is not None else []
         found = next(catalog.newest(entries), None)
-        return found.folder if found is not None else "no checkpoint"
+        return found.folder if found is not None else None
 
     # -- saving ------------------------------------------------------------------------------
 

@@ -610,12 +610,14 @@ def place():
 
 @pytest.fixture
 def clock(monkeypatch):
-    logging.getLogger("holdfast").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("holdfast")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     monkeypatch.setattr(files, "system", Quick())
     monkeypatch.setattr(environment, "gather", functools.cache(environment.gather))  # asks git, each time
     with time_that_flies(monkeypatch) as clock:
         yield clock
-    logging.getLogger("holdfast").setLevel(logging.NOTSET)
+    logger.setLevel(level)
 
 
 class Loss(AssertionError):

@@ -773,6 +773,29 @@ def test_no_due_save_is_lost_with_a_torn_copy(place, slowly, said):
     assert len(is_off(said)) == 1
 
 
+def test_a_new_best_is_copied_at_once(place, slowly):
+    """A save for a new best does not overlap: its metrics are of this step, and a torn copy would lose them."""
+
+    def training(launch):
+        model = t.net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        run = launch.run(
+            every=Every(steps=3), keep={"last": 100, "best": 1, "metric": "score", "mode": "max"}
+        )
+        launch.track(model=model, optimizer=optimizer)
+        for _ in run.epochs(1):
+            for number, batch in run.batches(DataLoader(t.data(), 2)).numbered():
+                t.step(model, optimizer, batch)
+                run.log(score=number // 4)
+        return run
+
+    t.launch(training, f"{place}/r", overlap=True)
+    best = [event for event in saves(f"{place}/r") if event["reason"] == "new best"]
+    assert len(best) > 2
+    assert not any(event.get("overlapped") for event in best)
+    assert overlapped(f"{place}/r")
+
+
 def test_arrays_that_change_their_place_are_tried_anew(place, slowly):
     """Parameters that were made anew are not trusted on the account of those before them."""
     events = []

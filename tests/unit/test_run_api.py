@@ -99,6 +99,16 @@ def test_break_saves_nothing(tmp_path, said):
     again.close()
 
 
+def test_leaving_before_the_first_save_says_so(tmp_path, said):
+    """Left before anything was saved, a run promises no continuation: the same command begins anew."""
+    run = holdfast.Run(tmp_path / "r")
+    with pytest.raises(ValueError, match="torn"):
+        for _ in run.epochs(3):
+            raise ValueError("torn")
+    assert "nothing was saved yet: the same command begins anew" in said.text
+    assert "continues from it" not in said.text
+
+
 def test_a_loop_that_was_left_may_be_entered_again(tmp_path):
     """After a break the loop starts again at the newest checkpoint; after its goal a second one is refused."""
     run = holdfast.Run(tmp_path / "r")

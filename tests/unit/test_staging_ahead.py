@@ -7,8 +7,8 @@ from holdfast import saving
 from holdfast.payload import staging, threads
 
 
-def train(path, seen, **options):
-    net = torch.nn.Linear(64, 64)
+def train(path, seen, net=None, **options):
+    net = net or torch.nn.Linear(64, 64)
     optimizer = torch.optim.Adam(net.parameters())
     run = holdfast.Run(path, every=holdfast.Every(steps=4), **options)
     run.track(model=net, optimizer=optimizer)
@@ -17,7 +17,7 @@ def train(path, seen, **options):
             threads.submit("publish", lambda: None).wait()
         seen.append(staging.pool.size)
         optimizer.zero_grad()
-        net(torch.ones(2, 64)).sum().backward()
+        net(torch.ones(2, next(net.parameters()).shape[1])).sum().backward()
         optimizer.step()
     run.close()
 
@@ -29,8 +29,32 @@ def test_the_first_save_finds_its_memory_ready(tmp_path, monkeypatch):
     seen = []
     train(tmp_path / "r", seen)
     assert seen[0] == 0
-    assert seen[2] >= staging.BLOCK
+    assert seen[2] == 2 * staging.BLOCK
     assert staging.pool.size == seen[2]
+
+
+class Tied(torch.nn.Module):
+    """Eight layers that share one weight of 4 MiB."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(1024, 1024, bias=False) for _ in range(8))
+        for layer in self.layers:
+            layer.weight = self.layers[0].weight
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+def test_no_more_is_made_than_saves_take(tmp_path, monkeypatch):
+    """What is made ahead is what a save then takes: tied weights lie in the files once."""
+    monkeypatch.setattr(saving, "_FELT", 0)
+    monkeypatch.setattr(staging, "pool", staging.Pool())
+    taken, take = [], staging.Pool.take
+    monkeypatch.setattr(staging.Pool, "take", lambda self, count: taken.append(count) or take(self, count))
+    seen = []
+    train(tmp_path / "r", seen, net=Tied())
+    assert 0 < seen[2] <= max(taken) * staging.BLOCK
 
 
 def test_little_memory_is_not_made_ahead(tmp_path, monkeypatch):
