@@ -1,6 +1,7 @@
 """The benchmarks run end to end; how fast anything is, is never asserted."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -36,6 +37,15 @@ def _markers(content):
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def _heard():
+    """What the benchmarks silence for their own process is heard again by the tests after them."""
+    logger = logging.getLogger("holdfast")
+    level = logger.level
+    yield
+    logger.setLevel(level or logging.INFO)
 
 
 def _tables(text):
