@@ -75,22 +75,24 @@ def save(
         for key in ("epoch", "step")
         if type(parts.get(key)) is int and 0 <= parts[key] < 2**63
     }
-    manifest = Manifest(
-        name=base,
-        sequence=0,
-        created=book.now(),
-        progress=Progress(**numbers),
-        note=note,
-        config=encode_config(config),
-        parts=describe_parts(states, parts),
-        environment=tree.encode(environment.gather(), "environment"),
-    )
+    encoded = encode_config(config)
     scratch.sweep(parent, base)
     writing = os.path.join(parent, scratch.name_for(base))
     files.make_new_directory(writing)
     try:
         draft = draft_of(writing, base, states, extra=extra)
         draft.begin()
+        with draft.discarding():  # while the blocks are being written
+            manifest = Manifest(
+                name=base,
+                sequence=0,
+                created=book.now(),
+                progress=Progress(**numbers),
+                note=note,
+                config=encoded,
+                parts=describe_parts(states, parts),
+                environment=tree.encode(environment.gather(), "environment"),
+            )
         draft.complete(manifest, card.render, lambda _: None)
         replace(draft, target)
     except BaseException:

@@ -348,8 +348,10 @@ class Training:
                 self._save(f"{asked.name}", metrics, probing=epoch_end)
             saver.drain()
         elif explicit or best:
-            # Not beside the next step: a copy that is torn is made again later, without these metrics.
-            self._save("asked for" if explicit else "new best", metrics, probing=True)
+            # A new best not beside the next step: a copy that is torn is made again later, without these metrics.
+            self._save(
+                "asked for" if explicit else "new best", metrics, probing=True, between=between and not best
+            )
         elif due is not None:
             every = self.options.keep.every_epochs
             milestone = epoch_end and every is not None and self.position.epoch % every == 0

@@ -798,6 +798,29 @@ def test_a_new_best_is_copied_at_once(place, slowly):
     assert overlapped(f"{place}/r")
 
 
+def test_a_save_that_was_asked_for_overlaps(place, slowly):
+    """`run.save()` between two batches is copied behind the next step, and holds what stood there when it was asked for."""
+
+    def training(launch):
+        model = t.net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+        run = launch.run(every=Every(steps=1000))
+        launch.track(model=model, optimizer=optimizer)
+        for _ in run.epochs(1):
+            for number, batch in run.batches(DataLoader(t.data(), 2)).numbered():
+                t.step(model, optimizer, batch)
+                if number % 3 == 2:
+                    run.save()
+        return run
+
+    t.launch(training, f"{place}/plain")
+    t.launch(training, f"{place}/r", overlap=True)
+    asked = [event for event in saves(f"{place}/r") if event["reason"] == "asked for"]
+    assert [bool(event.get("overlapped")) for event in asked[1:]] == [True] * (len(asked) - 1)
+    assert len(asked) > 2
+    assert contents(f"{place}/r") == contents(f"{place}/plain")
+
+
 def test_arrays_that_change_their_place_are_tried_anew(place, slowly):
     """Parameters that were made anew are not trusted on the account of those before them."""
     events = []

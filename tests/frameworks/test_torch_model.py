@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import holdfast
-from holdfast.torch import load_model, save_model
+from holdfast.torch import load_model, modules, save_model
 
 
 def double(module, args, output):
@@ -312,3 +312,32 @@ def test_other_things_are_no_models(tmp_path):
     """save_model of something else than a module is a UsageError."""
     with pytest.raises(holdfast.UsageError, match="not a dict"):
         save_model({"w": torch.ones(2)}, tmp_path / "m")
+
+
+def test_modules_and_parameters_are_walked_as_torch_walks_them():
+    """Names, order and repetitions of shared modules and tied parameters are those of torch's own generators."""
+    shared = nn.Linear(3, 3)
+    net = nn.ModuleDict(
+        {
+            "a": nn.Sequential(shared, nn.ReLU(), nn.ModuleDict({"x": shared, "y": nn.BatchNorm1d(3)})),
+            "b": shared,
+            "c": nn.Linear(3, 3, bias=False),
+        }
+    )
+    net["c"].weight = shared.weight
+    net["a"].register_module("nothing", None)
+    assert modules.walk(net) == list(net.named_modules(remove_duplicate=False))
+    found, expected = list(modules.parameters(net)), list(net.named_parameters(remove_duplicate=False))
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    assert all(one is other for (_, one), (_, other) in zip(found, expected, strict=True))
+
+
+def test_a_module_that_names_its_parameters_itself_is_asked():
+    """A subclass with `named_parameters` of its own is saved under the names that it gives."""
+
+    class Renaming(nn.Linear):
+        def named_parameters(self, *args, **kwargs):
+            for name, parameter in super().named_parameters(*args, **kwargs):
+                yield f"own.{name}", parameter
+
+    assert [name for name, _ in modules.parameters(Renaming(2, 2))] == ["own.weight", "own.bias"]

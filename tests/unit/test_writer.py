@@ -526,12 +526,12 @@ def test_prepared_staging_is_what_a_save_takes(monkeypatch):
 
 
 def test_the_limit_of_staging(monkeypatch):
-    """The limit is the argument, or the state's size but at most a quarter of what is free."""
+    """The limit is the argument less a block for all else, or the state's size but at most a quarter of what is free."""
     monkeypatch.setattr(staging, "free_memory", lambda: 4000)
     monkeypatch.setattr(staging, "pool", staging.Pool())
     assert staging.limit(300) == 300
     assert staging.limit(5000) == 1000
-    assert staging.limit(5000, 7) == 7
+    assert staging.limit(5000, 7 + (16 << 20)) == 7
     assert staging.limit(5000, 0) == 0
 
 

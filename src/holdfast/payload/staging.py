@@ -120,11 +120,12 @@ os.register_at_fork(after_in_child=_after_fork)
 def limit(state: int, staging: int | None = None) -> int:
     """Bytes that a background save of `state` bytes may hold in memory.
 
-    `staging` where given; else the state's size, but at most a quarter of the memory that is
-    free under the cgroup's limit, counting the pool's idle buffers as free.
+    `staging` where given, less a block for what a save needs beside the copies (headers, tables,
+    the stacks of its threads); else the state's size, but at most a quarter of the memory that is free
+    under the cgroup's limit, counting the pool's idle buffers as free.
     """
     if staging is not None:
-        return max(0, staging)
+        return max(0, staging - BLOCK)
     return min(state, (free_memory() + pool.free) // SHARE_OF_FREE)
 
 

@@ -69,12 +69,12 @@ class Draft:
 
     def begin(self) -> None:
         """Starts to copy and write the arrays."""
-        with self._discarding():
+        with self.discarding():
             self._save.start()
 
     def wait_early(self) -> None:
         """Returns when the arrays may change again; those marked as late only after `pending.settle`."""
-        with self._discarding():
+        with self.discarding():
             self._save.wait_early()
 
     @property
@@ -94,11 +94,12 @@ class Draft:
 
         `check` may look at the finished manifest (its NaN marks) and raise, which discards the draft.
         """
-        with self._discarding():
+        with self.discarding():
             return self._complete(manifest, card, check)
 
     @contextlib.contextmanager
-    def _discarding(self) -> Iterator[None]:
+    def discarding(self) -> Iterator[None]:
+        """Stops the writing and removes what was written when the block raises."""
         try:
             yield
         except StorageError as error:

@@ -223,7 +223,7 @@ def flags(thing: Any) -> dict[str, bool]:
         return {}
     found = {f"requires_grad:{name}": p.requires_grad for name, p in modules.parameters(module)}
     inner = modules.unwrap(module)
-    return found | {f"training:{name}": child.training for name, child in inner.named_modules()}
+    return found | {f"training:{name}": child.training for name, child in modules.walk(inner)}
 
 
 def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
@@ -235,7 +235,7 @@ def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
         parameter.requires_grad_(values.get(f"requires_grad:{name}", parameter.requires_grad))
     if "training:" in values:  # a wrapper is in the mode of what it wraps
         module.training = values["training:"]
-    for name, child in modules.unwrap(module).named_modules():
+    for name, child in modules.walk(modules.unwrap(module)):
         child.training = values.get(f"training:{name}", child.training)
 
 

@@ -25,11 +25,30 @@ def wrapped(module: nn.Module) -> str | None:
     return None
 
 
-def cleaner(module: nn.Module) -> Callable[[str], str]:
+def walk(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, module) for the module and all below it, in torch's order; shared ones once for each path.
+
+    What ``named_modules(remove_duplicate=False)`` gives, several times as fast: saves ask often.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    todo: list[tuple[str, nn.Module]] = [("", module)]
+    while todo:
+        path, child = todo.pop()
+        found.append((path, child))
+        prefix = f"{path}." if path else ""
+        todo += [(prefix + name, own) for name, own in reversed(child._modules.items()) if own is not None]
+    return found
+
+
+def cleaner(module: nn.Module, paths: list[tuple[str, nn.Module]] | None = None) -> Callable[[str], str]:
     """A function from raw names to names without the prefixes of wrappers, at every depth."""
     cuts: list[tuple[int, str]] = []
-    for path, child in module.named_modules(remove_duplicate=False):
-        inner = wrapped(child)
+    kinds: dict[type, str | None] = {}
+    for path, child in walk(module) if paths is None else paths:
+        kind = type(child)
+        if kind not in kinds:
+            kinds[kind] = wrapped(child)
+        inner = kinds[kind]
         if inner is not None:
             start = f"{path}." if path else ""
             cuts.append((len(start), f"{start}{inner}."))
@@ -49,9 +68,17 @@ def cleaner(module: nn.Module) -> Callable[[str], str]:
 
 def parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters with their clean names; a tied parameter once for each name."""
-    clean = cleaner(module)
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        yield clean(name), parameter
+    paths = walk(module)
+    clean = cleaner(module, paths)
+    if type(module).named_parameters is not nn.Module.named_parameters:
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            yield clean(name), parameter
+        return
+    for path, child in paths:
+        prefix = f"{path}." if path else ""
+        for name, own in child._parameters.items():
+            if own is not None:
+                yield clean(prefix + name), own
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -62,9 +89,9 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def capture(module: nn.Module, where: str, only: set[str] | None = None) -> PartState:
     """A module's state_dict; `only` limits the parameters to those named."""
-    clean = cleaner(module)
-    checked = {name for name, parameter in parameters(module) if parameter.is_floating_point()}
-    changing = any(parameter.requires_grad for parameter in module.parameters())
+    clean, own = cleaner(module), dict(parameters(module))
+    checked = {name for name, parameter in own.items() if parameter.is_floating_point()}
+    changing = any(parameter.requires_grad for parameter in own.values())
     found: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for raw, value in module.state_dict().items():
