@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(results)
     if options.write:
-        page.insert(options.write, results)
+        page.insert(options.write, results, options.only or ())
         for name, draw in bench.figures.items():
             page.draw(options.write, name, draw)
     return 1 if failed else 0
@@ -105,7 +105,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, metavar="N", help="measurements of each row (5)")
     parser.add_argument("--directory", metavar="DIR", help="where to write; default: the working directory")
     parser.add_argument(
-        "--write", metavar="PAGE", help="put the results between the markers of this page, figures beside it"
+        "--write",
+        metavar="PAGE",
+        help="put the results between the markers of this page (those of --only have their own), figures beside it",
     )
     options = parser.parse_args(words)
     unknown = set(options.only or ()) - set(TOPICS)

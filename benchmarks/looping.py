@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import background, contenders, limits, states, table
+from benchmarks import background, contenders, limits, memory, states, table
 from benchmarks.background import Absent, opened
 from benchmarks.bench import Bench
 from benchmarks.children import Sample
@@ -40,6 +40,7 @@ def train(kind: Callable[..., Any], place: str, size: Size) -> Sample:
     "written": bytes in the files of one save.
     """
     contenders.quietly()
+    memory.keep_freed()
     torch.manual_seed(4)
     net = states.gpt2(size)
     optimizer = states.adamw(net, fused=True)

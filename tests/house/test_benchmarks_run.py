@@ -150,6 +150,19 @@ def test_a_page_without_markers_is_left_alone(tmp_path):
     assert path.read_text() == "text"
 
 
+def test_topics_that_were_measured_alone_have_their_own_place(tmp_path):
+    """What `--only` measures replaces nothing but the results of the same topics."""
+    from benchmarks import page
+
+    path = tmp_path / "page.md"
+    begin, end = page.markers(["loop"])
+    path.write_text(f"{_markers('all')}\n\n{begin}\n\nold\n\n{end}\n")
+    page.insert(str(path), "new", ["loop"])
+    assert path.read_text() == f"{_markers('all')}\n\n{begin}\n\nnew\n\n{end}\n"
+    with pytest.raises(page.MarkersError, match="--only save"):
+        page.insert(str(path), "new", ["save"])
+
+
 def test_the_long_run_is_a_run(tmp_path):
     """A run multiplied from one checkpoint has as many whole ones as were asked for, all different."""
     pytest.importorskip("torch")
