@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from types import FrameType
 from typing import Any
 
 from holdfast import resuming
@@ -41,28 +42,45 @@ class Loop:
 
     # -- entering and leaving ------------------------------------------------------------------
 
-    def enter(self, kind: str, goal: int) -> bool:
-        """Opens the run, restores, says so; False when the run is complete already."""
-        training = self.training
+    def enter(
+        self,
+        kind: str,
+        goal: int,
+        *,
+        call: str | None = None,
+        takes: Callable[[Manifest], bool] | None = None,
+        inside: Callable[[FrameType | None], bool] | None = None,
+    ) -> bool:
+        """Opens the run, restores, says so; False when the run is complete already.
+
+        Args:
+            kind: "epochs" or "steps".
+            goal: how many in total.
+            call: what the user has called, if that was not ``run.epochs()`` or ``run.steps()``.
+            takes: says of a checkpoint whether this loop can go on from there.
+            inside: tells of a frame whether the loop runs there, where leaving it cannot be noticed.
+
+        """
+        training, called = self.training, call or f"run.{kind}()"
         if self.active is not None:
             raise UsageError(
-                f"run.{kind}() was called inside run.{self.active}(): a run has one loop. "
+                f"{called} was called inside run.{self.active}(): a run has one loop. "
                 f"Next: for another phase make another Run, chained by init={{…}}."
             )
         if self.finished:
             raise UsageError(
-                f"This run's loop has reached its goal in this process; run.{kind}() would be a second one. "
+                f"This run's loop has reached its goal in this process; {called} would be a second one. "
                 f'Next: phases are runs of their own: Run("…/phase2", init={{"model": "{training.options.path}@best"}}).'
             )
         training.goal = Goal(kind, goal)
         training.ended = False
         training.raise_failure()
-        manifest = resuming.resume(training)
+        manifest = resuming.resume(training, takes)
         before = manifest.goal if manifest is not None else None
         if before is not None and before.kind != kind:
             training.give_up()
             raise UsageError(
-                f"{training.options.path} is a training by {before.kind} ({before.value:,} were asked for); run.{kind}() "
+                f"{training.options.path} is a training by {before.kind} ({before.value:,} were asked for); {called} "
                 f"would count on in another unit. Next: run.{before.kind}(…), or another run for this phase, with "
                 f'init={{"model": "{training.options.path}@best"}}.',
                 expected=before.kind,
@@ -83,6 +101,7 @@ class Loop:
         training.loader.ended = {}
         training.read_ahead()
         training.overlap.install(training.things)
+        training.signals.inside = inside
         training.signals.install()
         return True
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import holdfast
+import holdfast.keras
 import holdfast.torch
 from holdfast import errors
 
@@ -87,11 +88,12 @@ PARENTS = {
 def test_names():
     """The names of the package are these, and each can be had."""
     assert holdfast.__all__ == NAMES
-    assert set(dir(holdfast)) >= {*NAMES, "torch"}
+    assert set(dir(holdfast)) >= {*NAMES, "keras", "torch"}
     assert all(getattr(holdfast, name) is not None for name in NAMES)
     with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'load'"):
         _ = holdfast.load
     assert holdfast.torch.__all__ == ["load_model", "save_model", "trainable"]
+    assert set(holdfast.keras.__all__) >= {"Callback"}
 
 
 @pytest.mark.parametrize("name", MEMBERS)
