@@ -74,6 +74,13 @@ def _resume(training: Training, takes: Callable[[Manifest], bool] | None) -> Man
             book.note_event(session.path, "damaged", name=entry.folder, problem=str(error))
             continue
         training.torn = False
+        if passed is not None:
+            logger.warning(
+                "%s stands in the middle of an epoch, and the data of this launch can only begin one anew: the training goes "
+                "on from %s. Next: give the data through run.batches(…), as the launch that saved it did.",
+                passed.folder,
+                manifest.name,
+            )
         book.note_event(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
         return manifest
     if failures:

@@ -149,6 +149,8 @@ class Training:
         self.closed = False
         self.settle: Callable[[], None] | None = None
         """Called before the state is looked at: where a framework keeps it apart while it trains."""
+        self.extra: Callable[[], Mapping[str, bytes]] | None = None
+        """Gives further small files for each checkpoint: the structure of a model, say."""
         self.cue: Any = None
         """What `holdfast rehearse` does at this training's moments; None in every other process."""
 
@@ -453,7 +455,7 @@ class Training:
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)
         confirm = self.overlap.begin(self.things, states, between=between)
-        saver.save(states, manifest, reason, facts, confirm)
+        saver.save(states, manifest, reason, facts, confirm, self.extra() if self.extra is not None else None)
         self.journal.write(session.path)
         self.pace.hand_over()
         self.note_saved()

@@ -2,6 +2,7 @@
 
     KERAS_BACKEND=jax python keras_cases.py DIRECTORY [CASE…]     all cases, a line of JSON for each
     … python keras_cases.py DIRECTORY --end CASE NUMBER [DIE]      one launch, its end as JSON
+    … python keras_cases.py DIRECTORY --adopt RUN…                 restores what other backends have trained
 
 A launch seeds everything anew, and differently: a launch that continues another one must not depend on
 what the streams were. TensorFlow's global seed is the same in all, as a script has it.
@@ -146,12 +147,17 @@ def launch(case, path, number=0, **options):
         return None
 
 
-def exact(case, place, deaths=((2, 3),), straight=None):
+def exact(case, place, deaths=((2, 3),), *, continued=None):
     """A straight training and one that dies and is continued, several times, end alike."""
-    straight = straight or launch(case, f"{place}/straight")
-    for number, die in enumerate((*deaths, None)):  # the first begins as the straight one did
-        end = launch(case, f"{place}/resumed", number, die=die)
-        assert (end is None) == (die is not None), f"expected to die at {die}"
+    straight = launch(case, f"{place}/straight")
+    continued = case in CONTINUED if continued is None else continued
+    with said() as lines:
+        for number, die in enumerate((*deaths, None)):  # the first begins as the straight one did
+            end = launch(case, f"{place}/resumed", number, die=die)
+            assert (end is None) == (die is not None), f"expected to die at {die}"
+    places = [line for line in lines if "resumed from" in line]
+    assert len(places) == len(deaths)
+    assert all("batch" in line for line in places) == continued, places
     assert differences(straight, end) == [], differences(straight, end)[:6]
     with open(f"{place}/straight.json", "w", encoding="utf-8") as file:
         json.dump(straight, file)
@@ -180,10 +186,8 @@ def compiled(model, optimizer="adam", **options):
 
 def fit(launch, model, *others, epochs=4, batch_size=32, **options):
     data = options.pop("data", (X, Y))
-    if not isinstance(data, tuple):
-        data = (data,)
-    else:
-        options["batch_size"] = batch_size
+    data = data if isinstance(data, tuple) else (data,)
+    options["batch_size"] = batch_size
     history = model.fit(*data, epochs=epochs, verbose=0, callbacks=launch.callbacks(*others), **options)
     return launch.end(model, history)
 
@@ -279,6 +283,95 @@ def plateau(launch):
     return fit(launch, compiled(mlp(), keras.optimizers.SGD(0.5)), reduce, epochs=6, validation_data=VALID)
 
 
+class Batchwise(keras.callbacks.Callback):
+    """A callback of the user's that counts batches, and warms up the learning rate by their numbers."""
+
+    def on_train_begin(self, logs=None):
+        self.seen, self.total = [], 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch_sum = np.random.rand()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.optimizer.learning_rate = 0.001 * (1 + batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(batch)
+        self.epoch_sum += float(logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.total += self.epoch_sum
+
+
+INSIDE = {"every": Every(epochs=1, steps=3)}
+
+
+def arrays(launch):
+    """Arrays through run.batches, saved every three batches, with a callback that counts batches."""
+    run = launch.run(**INSIDE)
+    data = run.batches((X[:300], Y[:300]), batch_size=32)
+    return fit(launch, compiled(mlp()), Batchwise(), data=data, batch_size=None, validation_data=VALID)
+
+
+class Shuffles(keras.utils.PyDataset):
+    """A data set that shuffles itself between two epochs, from NumPy's global stream."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.order = np.random.permutation(len(X))
+
+    @property
+    def num_batches(self):
+        return 10
+
+    def __getitem__(self, number):
+        rows = self.order[number * 32 : number * 32 + 32]
+        return X[rows], Y[rows]
+
+    def on_epoch_end(self):
+        np.random.shuffle(self.order)
+
+
+def pydataset(launch):
+    """A PyDataset through run.batches, saved every three batches."""
+    run = launch.run(**INSIDE)
+    return fit(launch, compiled(mlp()), Batchwise(), data=run.batches(Shuffles(workers=2)), batch_size=None)
+
+
+def plain_pydataset(launch):
+    """A PyDataset that fit is given as it is."""
+    launch.run(**INSIDE)
+    return fit(launch, compiled(mlp()), data=Shuffles(), batch_size=None)
+
+
+def dataset():
+    import tensorflow as tf
+
+    tf.random.set_seed(SEED)
+    found = tf.data.Dataset.from_tensor_slices((X, Y)).shuffle(100).batch(32)
+    return found.prefetch(2)
+
+
+def tfdata(launch):
+    """A shuffled tf.data.Dataset through run.batches, saved every three batches."""
+    run = launch.run(**INSIDE)
+    return fit(launch, compiled(mlp()), Batchwise(), data=run.batches(dataset()), batch_size=None)
+
+
+def plain_tfdata(launch):
+    """A shuffled tf.data.Dataset that fit is given as it is, of a length that nobody knows."""
+    launch.run(**INSIDE)
+    data = dataset().filter(lambda x, y: True)
+    return fit(launch, compiled(mlp()), data=data, batch_size=None, validation_data=VALID)
+
+
+def several(launch):
+    """Several batches in each call of a compiled function."""
+    run = launch.run(**INSIDE)
+    data = run.batches((X[:300], Y[:300]), batch_size=32)
+    return fit(launch, compiled(mlp(), steps_per_execution=2), Counts(), data=data, batch_size=None)
+
+
 FITS = {
     plain: ((1, 3), (1, 9), (3, 9)),
     deferred: ((2, 3),),
@@ -287,7 +380,14 @@ FITS = {
     mixed: ((2, 3),),
     company: ((1, 3), (2, 1)),
     plateau: ((2, 3), (4, 0)),
+    arrays: ((0, 7), (2, 5), (2, 8)),
+    pydataset: ((1, 5), (2, 8)),
+    plain_pydataset: ((2, 5),),
 }
+if BACKEND != "torch":
+    FITS |= {several: ((1, 7), (2, 5)), tfdata: ((1, 5), (2, 8)), plain_tfdata: ((1, 5), (2, 8))}
+CONTINUED = {arrays, pydataset, tfdata, several}
+"""Those that go on in the middle of an epoch."""
 
 
 # -- what else fit promises ------------------------------------------------------------------------
@@ -328,6 +428,109 @@ def preempted(place):
     with raises(KeyboardInterrupt):
         launch(plain, f"{place}/resumed", 1, die=(3, 1), how="INT")
     assert differences(straight, launch(plain, f"{place}/resumed", 2)) == []
+
+
+def preempted_inside(place):
+    """SIGTERM in the middle of an epoch of run.batches saves that batch, and the next launch goes on there."""
+    straight = launch(arrays, f"{place}/straight")
+    with raises(holdfast.Preempted, "_step-00000015"):
+        launch(arrays, f"{place}/resumed", die=(1, 4), how="TERM")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with said() as lines:
+        assert differences(straight, launch(arrays, f"{place}/resumed", 1)) == []
+    assert any("(epoch 1, step 15, batch 5 of 4 epochs)" in line for line in lines), lines
+
+
+def alone(place):
+    """The callback may stand alone, without a list, and where JAX calls callbacks in another thread."""
+
+    def training(one, epochs):
+        run = one.run(**INSIDE)
+        model, one.others = compiled(mlp()), ()
+        data = run.batches((X, Y), batch_size=32)
+        history = model.fit(data, epochs=epochs, verbose=0, callbacks=holdfast.keras.Callback(run))
+        return one.end(model, history)
+
+    straight = launch(lambda one: training(one, 3), f"{place}/straight")
+    launch(lambda one: training(one, 2), f"{place}/resumed")
+    assert differences(straight, launch(lambda one: training(one, 3), f"{place}/resumed", 1)) == []
+
+
+def seeded(place):
+    """A launch that forgets TensorFlow's global seed gets it back; without any, a warning tells."""
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    straight = launch(plain, f"{place}/straight")
+    assert launch(plain, f"{place}/resumed", die=(2, 3)) is None
+    one = Launch(f"{place}/resumed", 1)
+    tf.random.set_seed(None)
+    with said() as lines:
+        assert differences(straight, plain(one)) == []
+    assert any("global seed is set to 7" in line for line in lines), lines
+    one = Launch(f"{place}/none")
+    tf.random.set_seed(None)
+    with said() as lines:
+        plain(one)
+    assert any("global seed is not set" in line for line in lines), lines
+
+
+def passed_over(place):
+    """Plain data goes on from where an epoch begins, and says which checkpoint it passes over."""
+    assert launch(arrays, place, die=(2, 5)) is None
+
+    def training(one):
+        one.run(every=Every(epochs=1))
+        return fit(one, compiled(mlp()), Batchwise(), validation_data=VALID)
+
+    with said() as lines:
+        end = launch(training, place, 1)
+    assert any("stands in the middle of an epoch" in line and "epoch-0002" in line for line in lines), lines
+    assert end["epochs"] == [0, 1, 2, 3]
+
+
+class Duel(keras.Model):
+    """Two networks with an optimizer each, trained by a step of its own; never called as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = keras.Sequential([layers.Input((64,)), layers.Dense(8), layers.Dense(64)])
+        self.two = keras.Sequential(
+            [layers.Input((64,)), layers.Dense(8, activation="relu"), layers.Dense(1)]
+        )
+        self.one_optimizer, self.two_optimizer = keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.02)
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x = data[0] if isinstance(data, tuple) else data
+        with tf.GradientTape(persistent=True) as tape:
+            made = self.one(x, training=True)
+            first = tf.reduce_mean((made - x) ** 2) - 0.1 * tf.reduce_mean(self.two(made))
+            second = tf.reduce_mean(self.two(made)) - tf.reduce_mean(self.two(x))
+        for net, optimizer, loss in (
+            (self.one, self.one_optimizer, first),
+            (self.two, self.two_optimizer, second),
+        ):
+            optimizer.apply_gradients(
+                zip(tape.gradient(loss, net.trainable_variables), net.trainable_variables, strict=True)
+            )
+        return {"loss": first, "second": second}
+
+
+def duel(place):
+    """A model with a train_step and optimizers of its own, which its first step builds, is exact as well."""
+    if BACKEND != "tensorflow":
+        return
+
+    def training(one):
+        one.run()
+        model = Duel()
+        model.compile()
+        return fit(one, model)
+
+    exact(training, place, ((1, 3), (2, 4)))
 
 
 def complete(place):
@@ -474,7 +677,169 @@ def named(place):
     assert values["model"]["head/kernel"].shape == (16, 10)
 
 
-CHECKS = [preempted, complete, longer, left, refused, phases, named]
+def own_loop(place):
+    """A loop of one's own over run.batches, with a Keras model and optimizer that are tracked, is exact as well."""
+
+    def training(one):
+        run = one.run(**INSIDE)
+        model = compiled(Nested())
+        model(X[:1])
+        run.track(model=model, optimizer=model.optimizer)
+        one.others = ()
+        for epoch in run.epochs(3):
+            run.state["loss"] = 0.0
+            for number, (x, y) in run.batches((X, Y), batch_size=32).numbered():
+                run.state["loss"] += float(model.train_on_batch(x, y)[0])
+                if one.die == (epoch, number):
+                    raise Died
+            run.log(loss=run.state["loss"])
+        return one.end(model)
+
+    exact(training, place, ((1, 4), (1, 8)), continued=True)
+
+
+def saved(place):
+    """Models and optimizers are saved and restored without a run, whatever they were built as; misfits are told."""
+    keras.utils.clear_session()
+    model = compiled(mlp(), keras.optimizers.Adam(0.01))
+    model.fit(X, Y, epochs=1, verbose=0)
+    holdfast.save(place, {"model": model, "optimizer": model.optimizer, "epoch": 1})
+    other = compiled(mlp(), keras.optimizers.Adam(0.5))  # not built
+    values = holdfast.restore(place, {"model": other, "optimizer": other.optimizer})
+    assert values == {"epoch": 1}
+    assert weights(other.variables) == weights(model.variables)
+    assert weights(other.optimizer.variables) == weights(model.optimizer.variables)
+    loaded = holdfast.open(place).load(["model"])["model"]
+    assert type(loaded["dense/kernel"]).__module__.partition(".")[0] in (BACKEND, "jaxlib")
+    with raises(holdfast.UsageError, "is not built", "model.build(input_shape)"):
+        holdfast.restore(place, {"model": keras.Sequential([layers.Dense(24), layers.Dense(10)])})
+    with raises(holdfast.MismatchError, "class: saved", "SGD"):
+        holdfast.restore(place, {"optimizer": keras.optimizers.SGD(0.1)})
+    with raises(holdfast.MismatchError, "dense/kernel: saved F32 [64, 24], here F16 [64, 24]"):
+        half = keras.Sequential([layers.Input((64,)), layers.Dense(24, dtype="float16")])
+        holdfast.restore(place, {"model": half})
+    metric = keras.metrics.Mean()
+    metric.update_state([1.0, 2.0])
+    generator = keras.random.SeedGenerator(3)
+    scale = layers.Normalization()
+    scale.adapt(X)
+    parts = {"metric": metric, "generator": generator, "scale": scale}
+    holdfast.save(f"{place}-parts", parts)
+    fresh = {
+        "metric": keras.metrics.Mean(),
+        "generator": keras.random.SeedGenerator(9),
+        "scale": layers.Normalization(),
+    }
+    fresh["scale"].build((None, 64))
+    holdfast.restore(f"{place}-parts", fresh)
+    assert float(fresh["metric"].result()) == 1.5
+    assert weights([fresh["generator"].state]) == weights([generator.state])
+    assert np.array_equal(keras.ops.convert_to_numpy(fresh["scale"](X)), keras.ops.convert_to_numpy(scale(X)))
+
+
+class Unregistered(layers.Layer):
+    """A layer that Keras is not told of."""
+
+    def call(self, x):
+        return x * 2
+
+
+def entire(place):
+    """An entire model is opened without its script where all layers are Keras' own or registered, else not without trust."""
+    inputs = keras.Input((64,))
+    model = compiled(keras.Model(inputs, layers.Dense(10)(layers.Dropout(0.1)(layers.Dense(8)(inputs)))))
+    holdfast.keras.save_model(model, f"{place}/own", note="of Keras' own layers")
+    twin = holdfast.keras.load_model(f"{place}/own")
+    answer = model.predict(X[:8], verbose=0)
+    assert np.array_equal(twin.predict(X[:8], verbose=0), answer)
+    assert twin.evaluate(*VALID, verbose=0) == model.evaluate(*VALID, verbose=0)
+    custom = Nested()
+    custom(X[:1])
+    holdfast.keras.save_model(custom, f"{place}/registered")
+    twin = holdfast.keras.load_model(f"{place}/registered")
+    assert weights(twin.variables) == weights(custom.variables)
+    bad = keras.Sequential([inputs, Unregistered(), layers.Dense(3)])
+    holdfast.keras.save_model(bad, f"{place}/unregistered")
+    with raises(holdfast.UntrustedError, "Unregistered", "register_keras_serializable", "trust=True"):
+        holdfast.keras.load_model(f"{place}/unregistered")
+    twin = holdfast.keras.load_model(f"{place}/unregistered", custom_objects={"Unregistered": Unregistered})
+    assert weights(twin.variables) == weights(bad.variables)
+    code = keras.Sequential([inputs, layers.Lambda(lambda x: x * 3)])
+    holdfast.keras.save_model(code, f"{place}/lambda")
+    with raises(holdfast.UntrustedError, "a lambda", "Nothing was run"):
+        holdfast.keras.load_model(f"{place}/lambda")
+    twin = holdfast.keras.load_model(f"{place}/lambda", trust=True)
+    assert np.allclose(twin.predict(X[:2], verbose=0), X[:2] * 3)
+    with raises(holdfast.FormatError, "holds no structure of a Keras model", "save_model"):
+        holdfast.save(f"{place}/weights", {"model": model})
+        holdfast.keras.load_model(f"{place}/weights")
+    with raises(holdfast.UsageError, "takes a keras.Model"):
+        holdfast.keras.save_model(layers.Dense(3), f"{place}/layer")
+    run = holdfast.Run(f"{place}/run", keep=Keep(last=1, best=1, metric="accuracy", mode="max"))
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[holdfast.keras.Callback(run, entire=True)])
+    run.close()
+    best = holdfast.keras.load_model(f"{place}/run@-1")
+    assert np.array_equal(best.predict(X[:8], verbose=0), model.predict(X[:8], verbose=0))
+
+
+def certified(place):
+    """A probe certifies the restored model, a card describes it, and NaN is marked or refused, as for torch."""
+
+    def training(one, epochs, **options):
+        run = one.run(**options)
+        model = compiled(mlp())
+        run.track(probe=holdfast.Probe(model, X[:4]))
+        return fit(one, model, epochs=epochs)
+
+    launch(lambda one: training(one, 2), f"{place}/probed")
+    launch(lambda one: training(one, 3), f"{place}/probed", 1)
+    newest = holdfast.open(f"{place}/probed")
+    assert newest.manifest.probe is not None
+    with open(f"{newest.path}/README.md", encoding="utf-8") as file:
+        card = file.read()
+    assert all(text in card for text in ("| dense | Dense", "| dense\\_1 |")) or "Dense(" in card, card
+    assert newest.verify() == []
+
+    def exploding(one):
+        one.run(on_nan="raise")
+        return fit(one, compiled(mlp(), keras.optimizers.SGD(float("nan"))), epochs=1)
+
+    with raises(holdfast.CheckpointError, "NaN or infinity in", "model/dense/kernel"):
+        launch(exploding, f"{place}/nan")
+
+
+def adopt(path):
+    """A model and an optimizer that another backend has trained are restored here."""
+    model = compiled(mlp())
+    holdfast.restore(path, {"model": model, "optimizer": model.optimizer})
+    values = holdfast.open(path).load(["model", "optimizer"], arrays="numpy")
+    for part, thing in (("model", model), ("optimizer", model.optimizer)):
+        here = holdfast.save(f"{path}-adopted-{part}", {"model": model, part: thing}).load(
+            [part], arrays="numpy"
+        )[part]
+        assert list(here) == list(values[part])
+        for name, value in here.items():
+            assert np.array_equal(value, values[part][name]), name
+
+
+CHECKS = [
+    preempted,
+    preempted_inside,
+    alone,
+    seeded,
+    passed_over,
+    duel,
+    complete,
+    longer,
+    left,
+    refused,
+    phases,
+    named,
+    own_loop,
+    saved,
+    entire,
+    certified,
+]
 
 
 def cases(place, names=()):
@@ -502,6 +867,10 @@ def try_each(cases):
 
 def main():
     place, *rest = sys.argv[1:]
+    if rest[:1] == ["--adopt"]:
+        for path in rest[1:]:
+            adopt(path)
+        return
     if rest[:1] == ["--end"]:
         case = globals()[rest[1]]
         options = json.loads(rest[3]) if len(rest) > 3 else {}

@@ -49,7 +49,7 @@ PARAMETERS = {
     "Run.save": "self epoch step metrics wait",
     "Run.epochs": "self goal",
     "Run.steps": "self goal",
-    "Run.batches": "self loader",
+    "Run.batches": "self loader batch_size shuffle",
     "Run.track": "self things",
     "Run.log": "self metrics",
     "Checkpoint.load": "self parts arrays",
@@ -93,7 +93,7 @@ def test_names():
     with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'load'"):
         _ = holdfast.load
     assert holdfast.torch.__all__ == ["load_model", "save_model", "trainable"]
-    assert set(holdfast.keras.__all__) >= {"Callback"}
+    assert set(holdfast.keras.__all__) >= {"Callback", "load_model", "save_model"}
 
 
 @pytest.mark.parametrize("name", MEMBERS)

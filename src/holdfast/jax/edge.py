@@ -111,7 +111,7 @@ def outline(_thing: Any) -> None:
     return None
 
 
-def source(_loader: Any) -> None:
+def source(_loader: Any, *, shuffle: bool) -> None:  # noqa: ARG001 (as every edge)
     return None
 
 

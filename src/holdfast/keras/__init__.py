@@ -1,4 +1,4 @@
-"""Keras' own verbs: the callback that makes `fit` resumable."""
+"""Keras' own verbs: the callback that makes `fit` resumable, and entire models."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.keras.callback import Callback
+    from holdfast.keras.model import load_model, save_model
 
-__all__ = ["Callback"]
+__all__ = ["Callback", "load_model", "save_model"]
 
-_HOMES = {"Callback": "callback"}
+_HOMES = {"Callback": "callback", "load_model": "model", "save_model": "model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import keras
 
 from holdfast.errors import UsageError
 from holdfast.keras.fitting import Fitting
+from holdfast.keras.seeding import seed_as_before
 
 if TYPE_CHECKING:
     from holdfast.run import Run
@@ -22,6 +23,8 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc] # Keras brings n
     Args:
         run: the run that `fit` is saved in. Its `every`, `keep`, probe, `init`, `fresh` and signals are as
             in a loop of one's own; `run.state`, `run.log` and `run.stop` may be used by other callbacks.
+        entire: save the structure beside the weights, so that `holdfast.keras.load_model` opens each
+            checkpoint without this script.
 
     Raises (from `fit`):
         UsageError: something differs from the launch that saved; the message says what to do.
@@ -30,13 +33,14 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc] # Keras brings n
 
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, *, entire: bool = False) -> None:
         super().__init__()
         if not (hasattr(run, "track") and hasattr(run, "epochs")):
             raise UsageError(
                 f'Callback({run!r}): expected a run, like Callback(holdfast.Run("runs/digits")).', found=run
             )
-        self.run = run
+        self.run, self.entire = run, entire
+        seed_as_before(run)
         self._fitting: Fitting | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
@@ -62,14 +66,3 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc] # Keras brings n
                 "This callback is called outside of fit. Next: model.fit(…, callbacks=[Callback(run)])."
             )
         return self._fitting
-
-
-class Closer(keras.callbacks.Callback):  # type: ignore[misc] # as above
-    """The last of the callbacks: an epoch is over once all others have seen its end."""
-
-    def __init__(self, fitting: Fitting) -> None:
-        super().__init__()
-        self._fitting = fitting
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        self._fitting.end_epoch(logs or {})

@@ -31,6 +31,7 @@ _KNOWN: dict[type, set[str]] = {
 if hasattr(keras.callbacks, "SwapEMAWeights"):
     _KNOWN[keras.callbacks.SwapEMAWeights] = {"_ema_weights_in_model"}
 # What Keras' classes keep beside state: a sign that is set once, the model, what fit was asked for.
+_LARGEST = 64 << 20  # bytes; a larger array that somebody holds is data
 _NEVER = {"model", "_model", "params", "monitor_op", "min_delta", "validation_data"}
 
 
@@ -142,6 +143,8 @@ def _digest(value: Any) -> str:
         for name, leaf in leaves.items():
             framework = adapters.array_framework(type(leaf)) or "numpy"
             array = adapters.edge(framework).describe(leaf, name)
+            if array.nbytes > _LARGEST:
+                return ""
             whole.update(f"{name} {array.dtype} {array.shape}".encode())
             if array.nbytes:
                 whole.update(array.open())

@@ -83,6 +83,15 @@ def plan_restore(
         settle(thing)
         check_built(thing, part)
     variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
+    if kind == "keras.Model":
+        plan.after(lambda: _finalize(thing))
+
+
+def _finalize(model: Any) -> None:
+    """Lets layers that compute from their variables when they are loaded do so now."""
+    for _, layer in _layers(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.built:
+            layer.finalize_state()
 
 
 def check_built(model: Any, part: SavedPart) -> None:
@@ -172,8 +181,22 @@ outline = describing.outline
 environment = describing.environment
 
 
-def source(_loader: Any) -> None:
-    return None
+def source(loader: Any, *, shuffle: bool) -> Any:
+    """The resumable source of a PyDataset; None when the thing is none."""
+    from holdfast.keras import pydatasets
+
+    return (
+        pydatasets.PyDatasetSource(loader, shuffle=shuffle)
+        if isinstance(loader, keras.utils.PyDataset)
+        else None
+    )
+
+
+def batches(loop: Any, find: Any) -> Any:
+    """A run's batches that `fit` takes as data, too."""
+    from holdfast.keras import feeding
+
+    return feeding.Feed(loop, find)
 
 
 def process_group_size() -> int:

@@ -68,9 +68,8 @@ def _walk(
 
 def capture(optimizer: Any, where: str, peers: Mapping[str, Any]) -> PartState:
     """All variables of an optimizer; before it is built it has only its own few."""
-    state = variables.capture(named(optimizer, peers), "keras.Optimizer", where)
-    state.watch = bool(state.arrays)
-    return state
+    # Not watched for standing still: `compile` makes one that a train_step of the user's may leave alone.
+    return variables.capture(named(optimizer, peers), "keras.Optimizer", where)
 
 
 def plan_restore(
@@ -106,13 +105,19 @@ def _within(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def build(optimizer: Any, part: SavedPart, peers: Mapping[str, Any]) -> None:
-    """Gives an optimizer its variables, as its first step would: for what trains in the tracked model."""
-    models = [peer for peer in peers.values() if isinstance(peer, keras.layers.Layer)]
-    trained = [variable for model in models for variable in model.trainable_variables]
-    if not trained or len(models) > 1:
+    """Gives an optimizer its variables, as its first step would: for those parameters that have saved slots."""
+    slots = {name.removeprefix("inner_optimizer/").partition("/")[2] for name in part.entries}
+    trained = [
+        variable
+        for model_part, peer in peers.items()
+        if isinstance(peer, keras.layers.Layer)
+        for name, variable in variables.of_layer(peer).items()
+        if not {name, f"{model_part}/{name}"}.isdisjoint(slots)
+    ]
+    if not trained:
         raise UsageError(
-            f"{part.where}: the optimizer {part.name!r} is not built yet, so the saved slots have no place to go to, and "
-            f"{'several models are' if models else 'no model that is built is'} tracked beside it. Next: "
+            f"{part.where}: the optimizer {part.name!r} is not built yet, so the saved slots have no place to go to, and no "
+            f"model that is built and has these parameters is tracked beside it. Next: "
             f"optimizer.build(model.trainable_variables) before the loop, as its first step would do.",
             path=part.where,
             found=part.name,

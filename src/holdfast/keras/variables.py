@@ -167,24 +167,43 @@ def plan_restore(named: Named, part: SavedPart, plan: Plan, target: str, keep: I
         elif name not in keep:
             fitting[name] = variable
     if framework() == "torch":  # memory that can be read into
-        adapters.edge("torch").plan_arrays(
-            {name: variable.value for name, variable in fitting.items()}, part, plan
-        )
-    else:
-        for name, variable in fitting.items():
-            plan_variable(variable, name, part, plan)
+        same = {
+            name: variable.value
+            for name, variable in fitting.items()
+            if not _counts_otherwise(variable, part.entry(name).dtype)
+        }
+        adapters.edge("torch").plan_arrays(same, part, plan)
+        fitting = {name: variable for name, variable in fitting.items() if name not in same}
+    for name, variable in fitting.items():
+        plan_variable(variable, name, part, plan)
 
 
 def plan_variable(variable: Any, name: str, part: SavedPart, plan: Plan) -> None:
     """Plans the restore of one array into one variable."""
     entry = part.entry(name)
     shape, code = tuple(variable.shape), code_of(variable)
-    if entry.shape != shape or entry.dtype != code:
+    if entry.shape != shape or (entry.dtype != code and not _counts_otherwise(variable, entry.dtype)):
         plan.differ(part.name, name, f"{entry.dtype} {list(entry.shape)}", f"{code} {list(shape)}")
         return
     target = extended.allocate(entry.dtype, shape)
     plan.read(part, name, target.bytes)
-    plan.after(lambda: variable.assign(target.finish()))
+
+    def assign() -> None:
+        value = target.finish()
+        if entry.dtype != code:
+            value = value.astype(keras.backend.standardize_dtype(variable.dtype))
+        variable.assign(value)
+
+    plan.after(assign)
+
+
+def _counts_otherwise(variable: Any, dtype: str) -> bool:
+    """Whether both are whole numbers, of different widths: iterations and seeds, which each backend counts in its own."""
+    code = code_of(variable)
+    return code != dtype and {code, dtype} <= _WHOLE
+
+
+_WHOLE = {"I32", "U32", "I64", "U64"}
 
 
 def code_of(variable: Any) -> str | None:

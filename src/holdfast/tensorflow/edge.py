@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from holdfast.errors import FormatError
 from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.tensorflow import arrays, iterators, modules
+from holdfast.tensorflow import arrays, datasets, iterators, modules
 from holdfast.tensorflow import streams as own_streams
 
 describe = arrays.describe
@@ -90,11 +90,15 @@ def seed(number: int) -> None:
     tf.random.set_seed(number)
 
 
-generator_state = own_streams.state_of
+def generator_state(generator: Any) -> Any:
+    return generator.drawn if isinstance(generator, datasets.Orders) else own_streams.state_of(generator)
 
 
-def set_generator_state(generator: Any, state: list[int]) -> None:
-    own_streams.set_state(generator, state)
+def set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, datasets.Orders):
+        generator.drawn = int(state)
+    else:
+        own_streams.set_state(generator, state)
 
 
 def freshly_seeded(_generator: Any) -> bool:
@@ -149,8 +153,9 @@ def outline(thing: Any) -> dict[str, Any] | None:
     }
 
 
-def source(_loader: Any) -> None:
-    return None
+def source(loader: Any, *, shuffle: bool) -> Any:  # noqa: ARG001 (a data set shuffles by itself)
+    """The resumable source of a tf.data.Dataset; None when the thing is none."""
+    return datasets.DatasetSource(loader) if isinstance(loader, tf.data.Dataset) else None
 
 
 def process_group_size() -> int:

@@ -307,7 +307,7 @@ def process_group_size() -> int:
     return 1
 
 
-def source(loader: Any) -> Any:
+def source(loader: Any, *, shuffle: bool) -> Any:  # noqa: ARG001 (a DataLoader shuffles by itself)
     """The resumable source of a torch DataLoader; None when the thing is none."""
     from holdfast.torch import loader as loaders
 
