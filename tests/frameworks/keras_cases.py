@@ -17,6 +17,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 import traceback
 
 import numpy as np
@@ -77,12 +78,22 @@ class Launch:
     def run(self, **options):
         options.setdefault("every", Every(epochs=1))
         self._run = holdfast.Run(self.path, **{**options, **self.options})
+        inner = self._run._training
+        boundary = inner.boundary
+
+        def waiting(**when):
+            inner.need_saver().drain()  # no save is postponed because another one is being written
+            boundary(**when)
+
+        inner.boundary = waiting
         return self._run
 
     def callbacks(self, *others):
         """The callback under test between the others, and what may end this launch after them."""
         self.others = others
-        return [*others, holdfast.keras.Callback(self._run), Dies(self.die, self.how)]
+        half = len(others) // 2  # some forget what they know before it restores, and some after
+        mine = holdfast.keras.Callback(self._run)
+        return [*others[:half], mine, *others[half:], Dies(self.die, self.how)]
 
     def end(self, model, history=None):
         found = {"model": weights(model.variables), "streams": streams()}
@@ -259,7 +270,7 @@ class Counts(keras.callbacks.Callback):
     """A callback of the user's: forgets in on_train_begin, sums up in each epoch, changes the learning rate."""
 
     def on_train_begin(self, logs=None):
-        self.seen, self.total = [], 0.0
+        self.seen, self.total = [], np.random.rand()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.total += np.random.rand()
@@ -447,6 +458,7 @@ def alone(place):
     def training(one, epochs):
         run = one.run(**INSIDE)
         model, one.others = compiled(mlp()), ()
+        run.track(optimizer=model.optimizer)  # before the model, whose values JAX keeps apart
         data = run.batches((X, Y), batch_size=32)
         history = model.fit(data, epochs=epochs, verbose=0, callbacks=holdfast.keras.Callback(run))
         return one.end(model, history)
@@ -579,6 +591,9 @@ def left(place):
         except ValueError:
             os.kill(os.getpid(), signal.SIGTERM)
             assert got == ["mine"], "the user's handler"
+            with raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
             # The same run, model and process: nothing was trained twice.
             history = model.fit(
                 X, Y, epochs=4, batch_size=32, verbose=0, validation_data=VALID, callbacks=one.callbacks()

@@ -7,6 +7,7 @@ here as a test.
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,15 +27,14 @@ CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACH
 THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
-def python(backend, *words, check=True):
-    cache = f"{tempfile.gettempdir()}/holdfast-jax-{os.getpid()}"
+def python(backend, *words, check=True, **environment):
     done = subprocess.run(
         [sys.executable, f"{HERE}/keras_cases.py", *words],
         env={
             **os.environ,
             **CACHE,
             **THREADS,
-            "JAX_COMPILATION_CACHE_DIR": cache,
+            **environment,
             "KERAS_BACKEND": backend,
             "CUDA_VISIBLE_DEVICES": "",
         },
@@ -47,14 +47,25 @@ def python(backend, *words, check=True):
     return done
 
 
+MEMORY = "/dev/shm"
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def place():
+    """A directory in memory, where that is possible: nothing here is about the disk."""
+    directory = tempfile.mkdtemp(prefix="holdfast-keras-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def results(place):
     """backend → case → what went wrong, or None; each backend is started once."""
 
     @functools.cache
     def of(backend):
-        directory = str(tmp_path_factory.mktemp(backend) / "cases")
-        done = python(backend, directory)
+        directory = f"{place}/{backend}"
+        done = python(backend, directory, JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
         return dict(lines), directory, done.stderr
 

@@ -218,10 +218,9 @@ class Fitting:
             training = self._training
             self._count(batch)
             if self._inside:
-                # Only now: others have begun this epoch a second time, and the loader has drawn its order.
+                # Only now: others have begun this epoch a second time, and the loader has drawn its order,
+                # after which all that is small was restored once more.
                 self._inside = False
-                self._loop.again = None
-                resuming.restore_again(training)
                 self._company.welcome()
                 streams.restore(training.restored_random["streams"])
             elif batch and self._feed is not None:

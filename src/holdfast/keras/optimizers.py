@@ -77,12 +77,19 @@ def plan_restore(
 ) -> None:
     """Reads a saved optimizer into the live one, which is built for it where it is not yet."""
     kind = f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    if part.made_by and part.made_by != kind:  # another algorithm would take the state, and ignore it
+    if part.made_by and _algorithm(part.made_by) != _algorithm(
+        kind
+    ):  # another algorithm would take the state, and ignore it
         plan.differ(part.name, "class", part.made_by, kind)
         return
     if not (optimizer.built or set(part.entries) <= set(named(optimizer, peers))):
         build(optimizer, part, peers)
     variables.plan_restore(named(optimizer, peers), part, plan, "keras optimizer", _within(keep))
+
+
+def _algorithm(kind: str) -> str:
+    # Keras keeps some of its own twice, the second time for torch.
+    return kind.rpartition(".")[2] if kind.startswith("keras.") else kind
 
 
 def plan_restore_options(
