@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import (
     arrays,
+    fitting,
     footprint,
     loading,
     looping,
@@ -41,6 +42,7 @@ TOPICS: dict[str, Callable[[Bench], Iterator[Topic]]] = {
     "load-cold": loading.cold_topics,
     "stall": stalling.topics,
     "loop": looping.topics,
+    "fit": fitting.topics,
     "memory": footprint.topics,
     "save-arrays": arrays.save_topics,
     "load-arrays": arrays.load_topics,

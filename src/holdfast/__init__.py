@@ -68,6 +68,7 @@ __all__ = [
     "save",
 ]
 
+_PACKAGES = ("keras", "torch")
 _HOMES = {
     "Checkpoint": ("checkpoint", "Checkpoint"),
     "Every": ("policy.every", "Every"),
@@ -81,10 +82,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "torch":
+    if name in _PACKAGES:
         import importlib
 
-        return importlib.import_module("holdfast.torch")
+        return importlib.import_module(f"holdfast.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
     import importlib
@@ -96,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "torch"]
+    return [*__all__, *_PACKAGES]

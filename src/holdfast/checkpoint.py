@@ -28,7 +28,7 @@ from holdfast.state.part import Plan, SavedPart
 from holdfast.store import catalog, retention
 
 _T = TypeVar("_T")
-_FRAMEWORKS = ("numpy", *adapters.FRAMEWORKS)
+_FRAMEWORKS = adapters.ARRAYS
 _MOST_LOOKS = 20_000_000  # at arrays, to name those in damaged blocks
 
 
@@ -289,7 +289,7 @@ class Checkpoint:
 
         Args:
             parts: which ones; by default what was tracked, and `state`.
-            arrays: "torch" or "numpy"; by default the framework that saved them. What NumPy lacks
+            arrays: "torch", "numpy", "jax" or "tensorflow"; by default the framework that saved them. What NumPy lacks
                 (bfloat16, float8) comes as unsigned integers of that width.
 
         Raises:

@@ -18,7 +18,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import FormatError, HoldfastError
 from holdfast.format import dtypes
 from holdfast.format.table import ArrayEntry
-from holdfast.state import tree
+from holdfast.state import adapters, tree
 from holdfast.state.part import Plan, SavedPart
 
 # Arrays are read in groups of about so many bytes, so that a block that holds many small ones is
@@ -27,7 +27,7 @@ GROUP = 128 << 20
 
 _NO_STATE = frozenset({"probe"})
 _MAPPINGS = frozenset({"dict", "OrderedDict", "Counter", "defaultdict"})
-_ARRAYS = frozenset({"torch", "numpy", "jax"})
+_ARRAYS = frozenset(adapters.ARRAYS)
 # What two checkpoints of equal state may well differ in.
 _METADATA = (
     "run", "name", "sequence", "created", "metrics", "goal", "stopped", "nan", "note", "config", "declared",

@@ -83,7 +83,9 @@ def check_declared(
 
 
 def _is_option(part: str, saved: Mapping[str, Any]) -> bool:
-    return "lr" in saved.get(part, {})  # an optimizer's; a scheduler is taken over as a whole
+    return not {"lr", "learning_rate"}.isdisjoint(
+        saved.get(part, {})
+    )  # an optimizer's; a scheduler is taken over as a whole
 
 
 def check_config(saved: Any, config: Any, changed: Iterable[str], where: str) -> None:

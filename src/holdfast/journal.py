@@ -90,6 +90,8 @@ def _number(name: str, value: Any) -> Any:
     """A metric as a Python number; arrays of one element are taken for their element."""
     if isinstance(value, (bool, int, float)) and type(value).__module__ == "builtins":
         return value
+    if not hasattr(value, "item") and getattr(value, "shape", None) == () and hasattr(value, "numpy"):
+        value = value.numpy()  # TensorFlow's
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "size", 1) is not None:
         try:

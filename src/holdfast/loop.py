@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from types import FrameType
 from typing import Any
 
 from holdfast import resuming
@@ -17,6 +18,7 @@ from holdfast.errors import HoldfastError, UsageError
 from holdfast.format.manifest import Goal, Manifest
 from holdfast.log import logger
 from holdfast.state import adapters, streams
+from holdfast.state.slices import ArraySource
 from holdfast.state.source import Skip, Source, compare_fingerprints, generic_source
 from holdfast.training import Training
 
@@ -41,28 +43,45 @@ class Loop:
 
     # -- entering and leaving ------------------------------------------------------------------
 
-    def enter(self, kind: str, goal: int) -> bool:
-        """Opens the run, restores, says so; False when the run is complete already."""
-        training = self.training
+    def enter(
+        self,
+        kind: str,
+        goal: int,
+        *,
+        call: str | None = None,
+        takes: Callable[[Manifest], bool] | None = None,
+        inside: Callable[[FrameType | None], bool] | None = None,
+    ) -> bool:
+        """Opens the run, restores, says so; False when the run is complete already.
+
+        Args:
+            kind: "epochs" or "steps".
+            goal: how many in total.
+            call: what the user has called, if that was not ``run.epochs()`` or ``run.steps()``.
+            takes: says of a checkpoint whether this loop can go on from there.
+            inside: tells of a frame whether the loop runs there, where leaving it cannot be noticed.
+
+        """
+        training, called = self.training, call or f"run.{kind}()"
         if self.active is not None:
             raise UsageError(
-                f"run.{kind}() was called inside run.{self.active}(): a run has one loop. "
+                f"{called} was called inside run.{self.active}(): a run has one loop. "
                 f"Next: for another phase make another Run, chained by init={{…}}."
             )
         if self.finished:
             raise UsageError(
-                f"This run's loop has reached its goal in this process; run.{kind}() would be a second one. "
+                f"This run's loop has reached its goal in this process; {called} would be a second one. "
                 f'Next: phases are runs of their own: Run("…/phase2", init={{"model": "{training.options.path}@best"}}).'
             )
         training.goal = Goal(kind, goal)
         training.ended = False
         training.raise_failure()
-        manifest = resuming.resume(training)
+        manifest = resuming.resume(training, takes)
         before = manifest.goal if manifest is not None else None
         if before is not None and before.kind != kind:
             training.give_up()
             raise UsageError(
-                f"{training.options.path} is a training by {before.kind} ({before.value:,} were asked for); run.{kind}() "
+                f"{training.options.path} is a training by {before.kind} ({before.value:,} were asked for); {called} "
                 f"would count on in another unit. Next: run.{before.kind}(…), or another run for this phase, with "
                 f'init={{"model": "{training.options.path}@best"}}.',
                 expected=before.kind,
@@ -83,6 +102,7 @@ class Loop:
         training.loader.ended = {}
         training.read_ahead()
         training.overlap.install(training.things)
+        training.signals.inside = inside
         training.signals.install()
         return True
 
@@ -197,19 +217,19 @@ class Loop:
         if current is not None:
             current.close()
 
-    def batches(self, loader: Any) -> Iterator[tuple[int, Any]]:
-        """(number, batch) for each batch of this epoch that is still to come."""
+    def batches(self, find: Callable[[], Source]) -> Iterator[tuple[int, Any]]:
+        """(number, batch) for each batch of this epoch that is still to come, of the source that `find` gives."""
         own: list[Generator[tuple[int, Any], None, None]] = []
-        own.append(self._batches(loader, own))
+        own.append(self._batches(find, own))
         return own[0]
 
-    def _batches(self, loader: Any, own: list[Any]) -> Generator[tuple[int, Any], None, None]:
-        source = self._enter_batches(loader)
+    def _batches(self, find: Callable[[], Source], own: list[Any]) -> Generator[tuple[int, Any], None, None]:
+        source = self._enter_batches(find)
         self._current = weakref.ref(own.pop())
         training = self.training
         handed_out, ended = False, False
         try:
-            items = self._start(source)
+            items = self.start(source)
             while True:
                 try:
                     batch = next(items)
@@ -239,7 +259,7 @@ class Loop:
                 finally:
                     training.overlap.settle()
 
-    def _enter_batches(self, loader: Any) -> Source:
+    def _enter_batches(self, find: Callable[[], Source]) -> Source:
         if self.active != "epochs":
             raise UsageError(
                 "run.batches() belongs into the body of `for epoch in run.epochs(…)`. "
@@ -251,15 +271,9 @@ class Loop:
                 "Next: iterate over other loaders (evaluation, say) directly."
             )
         self.batches_entered = True
-        source = self.source_of(loader)
-        self._check_fingerprint(source)
+        source = find()
         self.training.loader.source = source
         return source
-
-    def source_of(self, loader: Any) -> Source:
-        framework = adapters.home_framework(type(loader))
-        found = adapters.edge(framework).source(loader) if framework is not None else None
-        return found if found is not None else generic_source(loader)
 
     def _check_fingerprint(self, source: Source) -> None:
         training = self.training
@@ -282,8 +296,13 @@ class Loop:
         for warning in warnings:
             logger.warning("%s", warning)
 
-    def _start(self, source: Source) -> Iterator[Any]:
+    def start(self, source: Source, *, quiet: bool = False) -> Iterator[Any]:
+        """The batches of this epoch that are still to come, in the order that it has.
+
+        A `quiet` start is no boundary: nothing is saved before the first batch.
+        """
         training = self.training
+        self._check_fingerprint(source)
         position = training.position
         manifest, self.again = self.again, None
         random = training.restored_random if self.first_epoch else {}
@@ -303,7 +322,8 @@ class Loop:
                 streams.restore(random["streams"])
             training.loader.order = _order(generators)
             position.entered = True
-            training.boundary()
+            if not quiet:
+                training.boundary()
             return source.start(None)
         training.loader.order = order = random["order"]
         state = random.get("loader")
@@ -339,6 +359,17 @@ class Loop:
                 "resumed there cannot repeat that. Next: run.track(order_generator=…) with it, or seed it there.",
                 path,
             )
+
+
+def source_of(loader: Any, batch_size: int | None, *, shuffle: bool) -> Source:
+    """Where the batches come from: cut out of arrays with a batch size, else a framework's loader, or any other."""
+    if batch_size is not None:
+        return ArraySource(loader, batch_size, shuffle=shuffle)
+    framework = adapters.home_framework(type(loader))
+    found: Source | None = (
+        adapters.edge(framework).source(loader, shuffle=shuffle) if framework is not None else None
+    )
+    return found if found is not None else generic_source(loader)
 
 
 def _order(generators: dict[str, Any]) -> dict[str, Any]:
@@ -385,22 +416,22 @@ class Numbers:
 class Batches:
     """The batches of this epoch that are still to come; sized, and numbered on request."""
 
-    def __init__(self, loop: Loop, loader: Any) -> None:
-        self._loop, self._loader = loop, loader
+    def __init__(self, loop: Loop, find: Callable[[], Source]) -> None:
+        self._loop, self._find = loop, find
 
     def __iter__(self) -> Iterator[Any]:
-        for _, batch in self._loop.batches(self._loader):
+        for _, batch in self._loop.batches(self._find):
             yield batch
             del batch
 
     def __len__(self) -> int:
         """How many batches this epoch has still to hand out."""
-        length = self._loop.source_of(self._loader).length()
+        length = self._find().length()
         if length is None:
-            raise TypeError(f"a {type(self._loader).__name__} does not tell its length")
+            raise TypeError("this loader does not tell its length")
         done = self._loop.training.position.batch if self._loop.active == "epochs" else 0
         return max(0, length - done)
 
     def numbered(self) -> Iterator[tuple[int, Any]]:
         """(number, batch), counted from the start of the epoch: true numbers after a resume as well."""
-        return self._loop.batches(self._loader)
+        return self._loop.batches(self._find)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from holdfast import hyperparameters
@@ -24,8 +24,12 @@ SMALL_PART = 64 << 20
 _TOLD = 20  # of the checkpoints that are passed over
 
 
-def resume(training: Training) -> Manifest | None:
+def resume(training: Training, takes: Callable[[Manifest], bool] | None = None) -> Manifest | None:
     """Restores everything from the newest whole clean checkpoint; None on a fresh run.
+
+    Args:
+        training: what is restored.
+        takes: says of a checkpoint whether this loop can go on from there; an older one is tried otherwise.
 
     A launch that is refused here releases the run again. A damaged checkpoint is passed over for the next older one, loudly.
 
@@ -37,7 +41,7 @@ def resume(training: Training) -> Manifest | None:
     """
     training.need_saver().drain()
     try:
-        manifest = _resume(training)
+        manifest = _resume(training, takes)
         training.record_launch()
         if training.cue is not None:
             training.cue.resumed(training, manifest)
@@ -47,13 +51,17 @@ def resume(training: Training) -> Manifest | None:
     return manifest
 
 
-def _resume(training: Training) -> Manifest | None:
+def _resume(training: Training, takes: Callable[[Manifest], bool] | None) -> Manifest | None:
     session = training.open()
     hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
     broken: list[Entry] = []
     failures: list[DamagedError | FormatError] = []
+    passed: Entry | None = None
     for entry in _candidates(session, broken):
         try:
+            if takes is not None and not takes(Checkpoint(entry.path).manifest):
+                passed = passed or entry
+                continue
             manifest = _restore(training, entry.path)
         except (DamagedError, FormatError, NotFoundError) as error:
             if isinstance(error, NotFoundError) and catalog.is_checkpoint(entry.path):
@@ -66,6 +74,13 @@ def _resume(training: Training) -> Manifest | None:
             book.note_event(session.path, "damaged", name=entry.folder, problem=str(error))
             continue
         training.torn = False
+        if passed is not None:
+            logger.warning(
+                "%s stands in the middle of an epoch, and the data of this launch can only begin one anew: the training goes "
+                "on from %s. Next: give the data through run.batches(…), as the launch that saved it did.",
+                passed.folder,
+                manifest.name,
+            )
         book.note_event(session.path, "resume", name=manifest.name, **dataclasses.asdict(training.position))
         return manifest
     if failures:
@@ -74,6 +89,13 @@ def _resume(training: Training) -> Manifest | None:
     problems = [entry.problem for entry in broken]
     if problems:
         raise _nothing_left(session.path, problems, changed=False)
+    if passed is not None:
+        raise UsageError(
+            f"{passed.path} stands in the middle of an epoch, and the data of this launch can only begin one anew; no "
+            f"checkpoint of {session.path} stands between two epochs. Next: give the data through run.batches(…), as the "
+            f"launch that saved it did; or another directory.",
+            found=passed.folder,
+        )
     if session.entries:
         raise UsageError(
             f"All {len(session.entries)} checkpoints of {session.path} are marked abandoned: the one that a rewind went "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -199,13 +200,25 @@ class Run:
         """The steps that are still to do, up to `goal` in total, for loops without epochs."""
         return self._guarded("steps", goal)
 
-    def batches(self, loader: Any) -> loop.Batches:
+    def batches(self, loader: Any, *, batch_size: int | None = None, shuffle: bool = True) -> loop.Batches:
         """The batches of this epoch; after a resume those that were not done, without fetching the others.
 
-        The result is sized, and ``.numbered()`` gives pairs with true batch numbers.
+        The result is sized, and ``.numbered()`` gives pairs with true batch numbers. Where Keras is imported,
+        its `fit` takes it as data.
+
+        Args:
+            loader: a loader, a data set, a list of batches; with `batch_size` an array, or a nested value
+                of arrays of one length.
+            batch_size: samples in a batch that is cut out of arrays.
+            shuffle: draw the order anew in each epoch; for arrays and a Keras PyDataset.
+
         """
         self._usable()
-        return loop.Batches(self._loop, loader)
+        find = functools.partial(loop.source_of, loader, batch_size, shuffle=shuffle)
+        if "keras" in sys.modules:
+            found: loop.Batches = adapters.edge("keras").batches(self._loop, find)
+            return found
+        return loop.Batches(self._loop, find)
 
     def log(self, **metrics: Any) -> None:
         """Metrics of the next boundary: numbers, or arrays of one element."""

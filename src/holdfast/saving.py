@@ -117,6 +117,7 @@ class Saver:
         reason: str,
         facts: Mapping[str, Any] | None = None,
         confirm: Callable[[], None] | None = None,
+        extra: Mapping[str, bytes] | None = None,
     ) -> None:
         """Copies the state, then hands it to the background; waits for an earlier save first.
 
@@ -132,7 +133,12 @@ class Saver:
         session.lease.check()
         with session.telling_loss():
             draft = draft_of(
-                session.writing, manifest.name, states, staging=self._staging_for(states), confirm=confirm
+                session.writing,
+                manifest.name,
+                states,
+                staging=self._staging_for(states),
+                extra=extra,
+                confirm=confirm,
             )
             draft.begin()
             draft.wait_early()

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,8 @@ class Signals:
         self.snapshot_asked = False
         self.impatient = False
         """True once a second Ctrl-C has asked to stop at once."""
+        self.inside: Callable[[FrameType | None], bool] | None = None
+        """Tells of the frame that a signal interrupts whether the loop still runs there, where that is not sure."""
 
     def install(self) -> None:
         """Takes the signals over; does nothing outside the main thread, where Python allows none."""
@@ -65,6 +68,10 @@ class Signals:
         _installed.discard(self)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.inside is not None and not self.inside(frame):
+            self.restore()  # an exception has ended the loop, and nobody told us
+            os.kill(os.getpid(), number)
+            return
         if number == signal.SIGINT:
             if self.asked is signal.SIGINT:
                 self.impatient = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast import hyperparameters, snapshot
@@ -24,7 +24,7 @@ from holdfast.state import adapters, capture, environment, streams, tree
 from holdfast.store import catalog
 
 _ROWS_AT_ONCE = 1000
-_GENERATORS = {"torch.Generator", "numpy.Generator", "random.Random"}
+_GENERATORS = {"torch.Generator", "tensorflow.Generator", "numpy.Generator", "random.Random"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Training:
         self._counted_from = time.monotonic()
         self._postponed: str | None = None
         self._explicit = False
+        self._told_why = False
         self._last_saved: tuple[int, int, int] | None = None
         self.stepped: dict[str, Any] = {}
         """The optimizers that stepped since the last batch was handed out, and what they left behind."""
@@ -146,6 +147,10 @@ class Training:
         self.seeded: set[str] | None = None
         """The frameworks that Run(seed=…) has seeded; None without a seed."""
         self.closed = False
+        self.settle: Callable[[], None] | None = None
+        """Called before the state is looked at: where a framework keeps it apart while it trains."""
+        self.extra: Callable[[], Mapping[str, bytes]] | None = None
+        """Gives further small files for each checkpoint: the structure of a model, say."""
         self.cue: Any = None
         """What `holdfast rehearse` does at this training's moments; None in every other process."""
 
@@ -257,11 +262,12 @@ class Training:
 
     # -- boundaries --------------------------------------------------------------------------
 
-    def count_batch(self, samples: int) -> None:
-        self.position.batch += 1
-        self.position.step += 1
+    def count_batch(self, samples: int, number: int = 1) -> None:
+        """Counts batches that are done; `samples` are those of the epoch so far."""
+        self.position.batch += number
+        self.position.step += number
         self.position.samples = samples
-        self._since = Since(self._since.epochs, self._since.steps + 1, 0.0)
+        self._since = Since(self._since.epochs, self._since.steps + number, 0.0)
 
     def count_step(self) -> None:
         self.position.step += 1
@@ -363,6 +369,28 @@ class Training:
             self._end_by(asked)
         self.pace.go_on()
 
+    def pass_by(self, why: str) -> None:
+        """A moment between two batches from which the training could not be continued: nothing is saved.
+
+        What is due or asked for waits for the end of the epoch, and `why` is said once.
+
+        Raises:
+            Preempted, KeyboardInterrupt: a signal asked for the end; the newest checkpoint is durable.
+
+        """
+        self.pace.reach(self.position.step)
+        saver = self.need_saver()
+        saver.poll()
+        asked = self.signals.asked
+        due = self._explicit or self.signals.snapshot_asked or self._due(epoch_end=False) is not None
+        if (due or asked is not None) and not self._told_why:
+            self._told_why = True
+            logger.warning("%s", why)
+        if asked is not None:
+            saver.drain()
+            self._end_by(asked)
+        self.pace.go_on()
+
     def end_if_asked(self) -> None:
         """Ends the process that a signal asked to end while the last save was written."""
         if self.signals.asked is not None:
@@ -423,11 +451,13 @@ class Training:
             self.journal.check_once(session.entries)
         if self.cue is not None:
             self.cue.saving(self)
+        if self.settle is not None:
+            self.settle()
         record = self.probe.run() if self.probe is not None and probing else None
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)
         confirm = self.overlap.begin(self.things, states, between=between)
-        saver.save(states, manifest, reason, facts, confirm)
+        saver.save(states, manifest, reason, facts, confirm, self.extra() if self.extra is not None else None)
         self.journal.write(session.path)
         self.pace.hand_over()
         self.note_saved()

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import holdfast
+import holdfast.keras
 import holdfast.torch
 from holdfast import errors
 
@@ -48,7 +49,7 @@ PARAMETERS = {
     "Run.save": "self epoch step metrics wait",
     "Run.epochs": "self goal",
     "Run.steps": "self goal",
-    "Run.batches": "self loader",
+    "Run.batches": "self loader batch_size shuffle",
     "Run.track": "self things",
     "Run.log": "self metrics",
     "Checkpoint.load": "self parts arrays",
@@ -87,11 +88,12 @@ PARENTS = {
 def test_names():
     """The names of the package are these, and each can be had."""
     assert holdfast.__all__ == NAMES
-    assert set(dir(holdfast)) >= {*NAMES, "torch"}
+    assert set(dir(holdfast)) >= {*NAMES, "keras", "torch"}
     assert all(getattr(holdfast, name) is not None for name in NAMES)
     with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'load'"):
         _ = holdfast.load
     assert holdfast.torch.__all__ == ["load_model", "save_model", "trainable"]
+    assert set(holdfast.keras.__all__) >= {"Callback", "load_model", "save_model"}
 
 
 @pytest.mark.parametrize("name", MEMBERS)

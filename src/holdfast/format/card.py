@@ -13,6 +13,7 @@ from holdfast.format.manifest import Manifest
 
 _ROWS = 20
 _LAYERS = 40
+_MODELS = {"torch.Module", "torch.Trainable", "keras.Model", "tensorflow.Module"}
 
 
 def render(manifest: Manifest) -> str:
@@ -61,11 +62,7 @@ def _head(manifest: Manifest) -> str:
 
 
 def _opening(manifest: Manifest) -> str:
-    modules = [
-        name
-        for name, part in manifest.parts.items()
-        if part.get("kind") in ("torch.Module", "torch.Trainable")
-    ]
+    modules = [name for name, part in manifest.parts.items() if part.get("kind") in _MODELS]
     first = modules[0] if modules else next(iter(manifest.parts), "state")
     # json.dumps: whatever the names are, they stay texts in what somebody copies from here.
     last = (

@@ -13,16 +13,10 @@ import jax
 import numpy as np
 
 from holdfast.errors import FormatError, UsageError
-from holdfast.payload.array import Array, HostArray
-from holdfast.state import arrays
+from holdfast.payload.array import Array
+from holdfast.state import extended
 from holdfast.state.arrays import Allocation
 
-# JAX's dtypes that NumPy lacks, by the name that ml_dtypes gives them.
-_EXTENDED = {
-    "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}  # fmt: skip
-_NAMES = {code: name for name, code in _EXTENDED.items()}
 BATCHED: frozenset[str] = frozenset()  # each array goes to its device by a call of its own
 
 
@@ -35,22 +29,12 @@ def describe(leaf: jax.Array, where: str, *, check: bool = False) -> Array:
             path=where,
             type="jax.Array",
         )
-    host = np.asarray(leaf)
-    code = _EXTENDED.get(host.dtype.name)
-    if code is None:
-        return arrays.describe(host, where, check=check)
-    view = np.ascontiguousarray(host).reshape(-1).view(np.uint8)
-    return HostArray(code, host.shape, view, None, check)
+    return extended.describe(np.asarray(leaf), where, check=check)
 
 
 def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
     """Host memory to read into; the finished array is on JAX's default device."""
-    if dtype in _NAMES:
-        import ml_dtypes
-
-        host = np.empty(shape, np.dtype(getattr(ml_dtypes, _NAMES[dtype])))
-        return Allocation(host.reshape(-1).view(np.uint8), lambda: jax.numpy.asarray(host))
-    allocation = arrays.allocate(dtype, shape)
+    allocation = extended.allocate(dtype, shape)
     host = allocation.finish()
     if host.dtype.itemsize == 8 and not jax.config.jax_enable_x64 and host.dtype.kind in "iuf":
         raise FormatError(
@@ -127,7 +111,7 @@ def outline(_thing: Any) -> None:
     return None
 
 
-def source(_loader: Any) -> None:
+def source(_loader: Any, *, shuffle: bool) -> None:  # noqa: ARG001 (as every edge)
     return None
 
 

@@ -24,10 +24,19 @@ import importlib
 import sys
 from typing import Any
 
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", "tensorflow", "keras")
 """Frameworks with an edge module in this release; NumPy is part of the core."""
 
-_ARRAY_TYPES = {("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("jaxlib", "ArrayImpl")}
+ARRAYS = ("numpy", "torch", "jax", "tensorflow")
+"""Whose arrays there are; Keras has none of its own, but those of its backend."""
+
+_ARRAY_TYPES = {
+    ("torch", "Tensor"),
+    ("numpy", "ndarray"),
+    ("jax", "Array"),
+    ("jaxlib", "ArrayImpl"),
+    ("tensorflow", "EagerTensor"),
+}
 
 
 _array_homes: dict[type, str | None] = {}

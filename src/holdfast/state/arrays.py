@@ -99,6 +99,11 @@ def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
     return Allocation(_bytes(array), lambda: array)
 
 
+def code_of(dtype: np.dtype[Any]) -> str | None:
+    """The format's own name of a dtype; None where it has none."""
+    return _NAMES.get(dtype.str)
+
+
 def destination(leaf: Any, dtype: str, shape: tuple[int, ...]) -> Any | None:
     """The bytes of a live array when one can read straight into it, else None."""
     fits = leaf.dtype == numpy_dtype(dtype) and leaf.shape == shape

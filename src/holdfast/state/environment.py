@@ -23,7 +23,10 @@ _SLURM = (
 )
 
 # What decides whether two launches can be equal to the bit.
-COMPARED = ("python", "numpy", "torch", "jax", "cuda", "gpu", "threads", "machine")
+COMPARED = (
+    *("python", "numpy", "torch", "jax", "tensorflow", "keras", "keras_backend"),
+    *("cuda", "gpu", "threads", "machine"),
+)
 
 
 def gather() -> dict[str, Any]:

@@ -292,7 +292,7 @@ def _available(framework: str) -> str:
     """The framework to make arrays of; NumPy where the saver's is not one that can be had here."""
     import importlib.util
 
-    if framework == "numpy" or (framework in adapters.FRAMEWORKS and importlib.util.find_spec(framework)):
+    if framework == "numpy" or (framework in adapters.ARRAYS and importlib.util.find_spec(framework)):
         return framework
     return "numpy"
 

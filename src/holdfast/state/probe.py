@@ -67,7 +67,7 @@ class Probe:
 
         record = self.run()
         here, there = _arrays_of(record.output), _arrays_of(saved)
-        kinds = [str(leaf.dtype).rpartition(".")[2] for leaf in _leaves(record.output)]
+        kinds = [_kind(leaf) for leaf in _leaves(record.output)]
         exact = same_environment and facts.get("platform") == record.facts["platform"]
         if len(here) != len(there) or any(a.shape != b.shape for a, b in zip(here, there, strict=True)):
             raise ProbeError(
@@ -138,7 +138,18 @@ def _copied(output: Any) -> list[Any]:
         raise UsageError(
             f"The probe's model answered with a {type(output).__name__}; it must answer with arrays."
         )
-    return [leaf.detach().clone() if hasattr(leaf, "detach") else leaf.copy() for leaf in leaves]
+    return [_copy(leaf) for leaf in leaves]
+
+
+def _copy(leaf: Any) -> Any:
+    if hasattr(leaf, "detach"):
+        return leaf.detach().clone()
+    return leaf.copy() if hasattr(leaf, "copy") else leaf  # TensorFlow's tensors never change
+
+
+def _kind(leaf: Any) -> str:
+    """The name of an array's dtype, as `_TOLERANCE` has it."""
+    return str(getattr(leaf.dtype, "name", leaf.dtype)).rpartition(".")[2]
 
 
 def _shapes(arrays: list[Any]) -> str:

@@ -3,7 +3,7 @@
 What JSON has (None, true, false, whole numbers, finite floats, strings, lists, objects with
 string keys) stands for itself. All else is an object with the key ``"$"``, which says what it is:
 
-    {"$":"torch","v":NAME}           an array: NAME in the part's table, "torch" | "numpy" | "jax"
+    {"$":"torch","v":NAME}           an array: NAME in the part's table, "torch" | "numpy" | …
     {"$":"float","v":"nan"}          nan, inf, -inf
     {"$":"tuple","v":[…]}            also list-like: "set", "frozenset"
     {"$":"dict","v":[[key,value],…]} a dict whose keys are not plain strings, or that has a key "$"
@@ -39,7 +39,7 @@ Leaf = Callable[[str, str], Any]
 MAX_VALUE_DEPTH = (MAX_DEPTH - 6) // 2
 
 _FACTORIES: dict[str, Any] = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str}
-_ARRAY_TAGS = ("torch", "numpy", "jax")
+_ARRAY_TAGS = adapters.ARRAYS
 _LISTED = {"tuple", "set", "frozenset", "slice", "deque", "namedtuple", "range", "torch.Size", "numpy.scalar"}
 _BIG = 1 << 63
 _DECIMAL_BITS = 4096

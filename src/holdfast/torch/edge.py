@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from holdfast.errors import FormatError, UsageError
+from holdfast.state import adapters
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.torch import arrays, modules, optimizers, overlapping, partial
 from holdfast.torch.partial import Trainable
@@ -241,11 +242,21 @@ def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
 
 def _owned(things: Mapping[str, Any]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     seen: set[int] = set()
+    stepped = {
+        id(parameter)
+        for thing in things.values()
+        if isinstance(thing, Optimizer)
+        for group in thing.param_groups
+        for parameter in group["params"]
+    }
     for part, thing in things.items():
         if isinstance(thing, Trainable):
             pairs = [(name, p) for name, p in modules.parameters(thing.module)]
         elif isinstance(thing, torch.nn.Module):
             pairs = list(modules.parameters(thing))
+            if adapters.home_framework(type(thing)) == "keras":
+                # What a Keras optimizer leaves in .grad, its next step throws away.
+                pairs = [(name, p) for name, p in pairs if id(p) in stepped]
         elif isinstance(thing, Optimizer):
             flat = [p for group in thing.param_groups for p in group["params"]]
             pairs = [(str(index), p) for index, p in enumerate(flat)]
@@ -296,7 +307,7 @@ def process_group_size() -> int:
     return 1
 
 
-def source(loader: Any) -> Any:
+def source(loader: Any, *, shuffle: bool) -> Any:  # noqa: ARG001 (a DataLoader shuffles by itself)
     """The resumable source of a torch DataLoader; None when the thing is none."""
     from holdfast.torch import loader as loaders
 

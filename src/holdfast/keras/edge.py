@@ -1,0 +1,215 @@
+"""Keras' edge: the verbs listed in `holdfast.state.adapters`. The arrays are those of its backend."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from holdfast.errors import FormatError, UsageError
+from holdfast.keras import describing, optimizers, variables
+from holdfast.keras import streams as own_streams
+from holdfast.keras.measures import Measures
+from holdfast.state import adapters
+from holdfast.state.part import PartState, Plan, SavedPart
+
+plan_variable = variables.plan_variable
+
+
+def serves(thing: Any) -> str | None:
+    """The kind of a thing that this edge captures itself."""
+    if isinstance(thing, keras.layers.Layer):
+        return "keras.Model"
+    if isinstance(thing, keras.optimizers.Optimizer):
+        return "keras.Optimizer"
+    if isinstance(thing, keras.metrics.Metric):
+        return "keras.Metric"
+    if isinstance(thing, keras.random.SeedGenerator):
+        return "keras.SeedGenerator"
+    if isinstance(thing, Measures):
+        return "keras.Metrics"
+    return "keras.Variable" if isinstance(thing, keras.Variable) else None
+
+
+def named_variables(thing: Any) -> variables.Named:
+    """The variables of anything that this edge serves; those of an optimizer with numbered parameters."""
+    if isinstance(thing, keras.layers.Layer):
+        return variables.of_layer(thing)
+    if isinstance(thing, keras.optimizers.Optimizer):
+        return optimizers.named(thing, {})
+    if isinstance(thing, keras.metrics.Metric):
+        return variables.of_metrics([thing])
+    if isinstance(thing, Measures):
+        return thing.named()
+    if isinstance(thing, keras.random.SeedGenerator):
+        return {"state": thing.state}
+    return {"value": thing} if isinstance(thing, keras.Variable) else {}
+
+
+def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> PartState:
+    """A tracked thing's variables; `peers` are all tracked things, for parameter names."""
+    if kind == "keras.Optimizer":
+        return optimizers.capture(thing, where, peers)
+    if kind != "keras.Model":
+        return variables.capture(named_variables(thing), kind, where)
+    settle(thing)
+    trains = bool(thing.trainable_variables)
+    return variables.capture(variables.of_layer(thing), kind, where, watch=trains)
+
+
+def settle(model: Any) -> None:
+    """Lets a model have its own values again: within `fit`, JAX keeps them apart from it."""
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+
+
+def plan_restore(
+    thing: Any,
+    kind: str,
+    part: SavedPart,
+    plan: Plan,
+    peers: Mapping[str, Any],
+    *,
+    keep: tuple[str, ...] = (),
+) -> None:
+    """Plans the restore of a saved part into a live thing."""
+    if kind == "keras.Optimizer":
+        optimizers.plan_restore(thing, part, plan, peers, keep=keep)
+        return
+    if kind == "keras.Model":
+        settle(thing)
+        check_built(thing, part)
+    variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
+    if kind == "keras.Model":
+        plan.after(lambda: _finalize(thing))
+
+
+def _finalize(model: Any) -> None:
+    """Lets layers that compute from their variables when they are loaded do so now."""
+    for _, layer in _layers(model):
+        if isinstance(layer, keras.layers.Normalization) and layer.built:
+            layer.finalize_state()
+
+
+def check_built(model: Any, part: SavedPart) -> None:
+    """Refuses a model that has no variables yet, where some were saved."""
+    if part.entries and not model.built and not model.variables:
+        raise UsageError(
+            f"{part.where}: the {type(model).__name__} for the part {part.name!r} is not built: it has no variables yet that "
+            f"could be restored. Next: model.build(input_shape), or call it once on a batch, before that.",
+            path=part.where,
+            found=part.name,
+        )
+
+
+def plan_restore_options(
+    thing: Any, part: SavedPart, plan: Plan, peers: Mapping[str, Any], *, keep: tuple[str, ...] = ()
+) -> None:
+    """Plans the restore of what is small in an optimizer."""
+    optimizers.plan_restore_options(thing, part, plan, peers, keep=keep)
+
+
+def special(_value: Any) -> None:
+    return None
+
+
+def revive(tag: str, _value: Any) -> Any:
+    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+
+
+streams = own_streams.capture
+set_streams = own_streams.restore
+seed = own_streams.seed
+
+
+def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    return {}, False
+
+
+def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
+    """An optimizer that gathers gradients has variables for them."""
+
+
+def flags(thing: Any) -> dict[str, bool]:
+    """Which layers of a model train."""
+    if not isinstance(thing, keras.layers.Layer):
+        return {}
+    return {f"trainable:{name}": bool(layer.trainable) for name, layer in _layers(thing)}
+
+
+def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
+    """Freezes or unfreezes the layers that are named; names that it does not have are left out."""
+    if not isinstance(thing, keras.layers.Layer):
+        return
+    for name, layer in _layers(thing):  # from the top: to set a layer sets those in it
+        wanted = values.get(f"trainable:{name}")
+        if wanted is not None and wanted != layer.trainable:
+            layer.trainable = wanted
+
+
+def _layers(layer: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    seen = set() if seen is None else seen
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    yield name, layer
+    for label, child in variables.children(layer):
+        yield from _layers(child, f"{name}/{label}" if name else label, seen)
+
+
+def on_step(_thing: Any, _notify: Any) -> None:
+    return None
+
+
+def late(_things: Mapping[str, Any], _states: Mapping[str, Any]) -> None:
+    """Keras' optimizers tell of no step: everything is copied at once."""
+
+
+def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
+    return None
+
+
+def declared(thing: Any) -> dict[str, Any] | None:
+    """The settings of an optimizer; None for other things."""
+    return optimizers.declared(thing) if isinstance(thing, keras.optimizers.Optimizer) else None
+
+
+outline = describing.outline
+environment = describing.environment
+
+
+def source(loader: Any, *, shuffle: bool) -> Any:
+    """The resumable source of a PyDataset; None when the thing is none."""
+    from holdfast.keras import pydatasets
+
+    return (
+        pydatasets.PyDatasetSource(loader, shuffle=shuffle)
+        if isinstance(loader, keras.utils.PyDataset)
+        else None
+    )
+
+
+def batches(loop: Any, find: Any) -> Any:
+    """A run's batches that `fit` takes as data, too."""
+    from holdfast.keras import feeding
+
+    return feeding.Feed(loop, find)
+
+
+def process_group_size() -> int:
+    """How many processes this one trains with: its backend knows."""
+    return 1
+
+
+@contextlib.contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; streams and variables that only count draws are as before afterwards."""
+    settle(model)
+    if variables.framework() == "torch":
+        with adapters.edge("torch").probing(model):
+            yield
+    else:
+        yield

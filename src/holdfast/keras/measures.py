@@ -1,0 +1,17 @@
+"""The metrics of a model, as one thing to track: what they have gathered in this epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.keras import variables
+
+
+class Measures:
+    """Loss and metrics of a compiled model, which `fit` keeps beside it. Read and restored in place."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def named(self) -> variables.Named:
+        return variables.of_metrics(self.model.metrics)

@@ -1,0 +1,56 @@
+"""Where a callback is called from: the list of callbacks, and the `fit` that runs them.
+
+A callback is told its model and nothing else. Who is called beside it, and which data are trained on,
+stands in the frames that called it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import keras
+
+
+class Surroundings:
+    """What is around a callback while `fit` calls it.
+
+    Attributes:
+        callbacks: the list that holds it, or None.
+        iterator: what hands out the batches of an epoch, or None.
+
+    """
+
+    def __init__(self, callback: Any, model: Any) -> None:
+        self.callbacks: Any = None
+        self.iterator: Any = None
+        self._code: CodeType | None = None
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and self.iterator is None:
+            owner = frame.f_locals.get("self")
+            if self.callbacks is None:
+                if isinstance(owner, keras.callbacks.CallbackList) and _holds(owner, callback):
+                    self.callbacks = owner
+            elif owner is model and "epoch_iterator" in frame.f_locals:
+                self.iterator, self._code = frame.f_locals["epoch_iterator"], frame.f_code
+            frame = frame.f_back
+
+    @property
+    def inside(self) -> Callable[[FrameType | None], bool] | None:
+        """Tells of a frame whether that `fit` still runs there; None where that cannot be told."""
+        code = self._code
+        if code is None:
+            return None
+
+        def inside(frame: FrameType | None) -> bool:
+            while frame is not None and frame.f_code is not code:
+                frame = frame.f_back
+            return frame is not None
+
+        return inside
+
+
+def _holds(callbacks: Any, callback: Any) -> bool:
+    return any(one is callback for one in callbacks.callbacks)
