@@ -40,22 +40,42 @@ def save(
         extra: further small files of the checkpoint, name → bytes.
 
     """
-    target = os.path.abspath(os.fspath(path))
-    rehearsed = stage.current()
-    if rehearsed is not None:
-        target = rehearsed.place(target, stage.SAVES)
-    if os.path.exists(target):
-        # What a link points to is what is replaced; the link stays a link.
-        target = os.path.realpath(target)
     if not isinstance(parts, Mapping) or not parts:
         raise UsageError(
             'save() takes a mapping of names to parts, like {"model": net}.', found=type(parts).__name__
         )
+    check_note(note)
+    numbers = {
+        key: parts[key]
+        for key in ("epoch", "step")
+        if type(parts.get(key)) is int and 0 <= parts[key] < 2**63
+    }
+    manifest = Manifest(
+        name="",
+        sequence=0,
+        created="",
+        progress=Progress(**numbers),
+        note=note,
+        config=encode_config(config),
+    )
+    target = os.path.abspath(os.fspath(path))
+    rehearsed = stage.current()
+    if rehearsed is not None:
+        target = rehearsed.place(target, stage.SAVES)
+    return save_at(target, parts, manifest, extra=extra)
+
+
+@garbage.paused()
+def save_at(
+    path: str, parts: Mapping[str, Any], manifest: Manifest, *, extra: Mapping[str, bytes] | None = None
+) -> Checkpoint:
+    """Saves parts at a place, as `save` does; `manifest` brings what else is known, and gets what is found out."""
+    target = os.path.realpath(path) if os.path.exists(path) else path
+    # What a link points to is what is replaced; the link stays a link.
     for name in parts:
         names.check_part_name(name)
     for name in extra or {}:
         names.check_extra_name(name)
-    check_note(note)
     if os.path.lexists(target) and not catalog.is_checkpoint(target):
         raise UsageError(
             f"{target} exists and is not a checkpoint; it was left alone. Next: choose another name, or remove it.",
@@ -70,12 +90,6 @@ def save(
         )
     states = {name: capture.capture(name, thing, parts) for name, thing in parts.items()}
     files.make_directory(parent)
-    numbers = {
-        key: parts[key]
-        for key in ("epoch", "step")
-        if type(parts.get(key)) is int and 0 <= parts[key] < 2**63
-    }
-    encoded = encode_config(config)
     scratch.sweep(parent, base)
     writing = os.path.join(parent, scratch.name_for(base))
     files.make_new_directory(writing)
@@ -83,16 +97,9 @@ def save(
         draft = draft_of(writing, base, states, extra=extra)
         draft.begin()
         with draft.discarding():  # while the blocks are being written
-            manifest = Manifest(
-                name=base,
-                sequence=0,
-                created=book.now(),
-                progress=Progress(**numbers),
-                note=note,
-                config=encoded,
-                parts=describe_parts(states, parts),
-                environment=tree.encode(environment.gather(), "environment"),
-            )
+            manifest.name, manifest.created = base, book.now()
+            manifest.parts = describe_parts(states, parts)
+            manifest.environment = tree.encode(environment.gather(), "environment")
         draft.complete(manifest, card.render, lambda _: None)
         replace(draft, target)
     except BaseException:

@@ -230,6 +230,16 @@ def create_file(path: Path, data: bytes, *, sync: bool = True) -> None:
             os.close(fd)
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file durable that other code wrote by its name, and has closed."""
+    fd = open_for_reading(path)
+    try:
+        with translated(path, "sync"):
+            system.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def append(path: Path, data: bytes) -> None:
     """Appends in one call; not synced, since nothing is decided from what is appended.
 

@@ -323,7 +323,11 @@ def _read(checkpoint: Checkpoint, plan: Plan) -> None:
 
 
 def _targets(training: Training, saved: Mapping[str, Any], applying: set[str], path: str) -> dict[str, Any]:
-    missing = [name for name in training.things if name not in saved and name not in applying]
+    missing = [
+        name
+        for name, thing in training.things.items()
+        if name not in saved and name not in applying and not getattr(type(thing), "MAY_BE_MISSING", False)
+    ]
     if missing:
         raise UsageError(
             f"{path} has no part {', '.join(map(repr, missing))}, which this launch tracks; nothing was restored. It has: "
@@ -338,7 +342,7 @@ def _targets(training: Training, saved: Mapping[str, Any], applying: set[str], p
                 path,
                 name,
             )
-    return {name: thing for name, thing in training.things.items() if name not in applying}
+    return {name: thing for name, thing in training.things.items() if name not in applying and name in saved}
 
 
 def _kept(name: str, applying: set[str]) -> tuple[str, ...]:

@@ -11,14 +11,19 @@ from holdfast.cli.options import command
 @click.argument("source", metavar="SOURCE")
 @click.argument("run", metavar="RUN")
 @click.option("--trust", is_flag=True, help="Allow a source that runs code when it is opened (a pickle).")
-def import_command(source: str, run: str, trust: bool) -> None:
+@click.option(
+    "--epoch", type=click.IntRange(min=0), help="How many epochs were completed, where SOURCE does not say."
+)
+def import_command(source: str, run: str, trust: bool, epoch: int | None) -> None:
     """Turn a checkpoint of another format into the first one of a new run.
+
+    SOURCE is a file of torch, safetensors or Keras, or the prefix of a TensorFlow checkpoint.
 
     A file that would run code when it is opened is refused without --trust.
     """
     from holdfast.exchange import import_file
 
-    import_file(source, run, trust=trust)  # says itself what it made of it
+    import_file(source, run, trust=trust, epoch=epoch)  # says itself what it made of it
 
 
 @command("export")
@@ -26,8 +31,11 @@ def import_command(source: str, run: str, trust: bool) -> None:
 @click.argument("target", metavar="TARGET")
 @click.option("--part", metavar="NAME", help="Write this part alone, such as model.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
-def export_command(reference: str, target: str, part: str | None, overwrite: bool) -> None:
-    """Write a checkpoint as one file: *.pth (.pt, .ckpt, .bin) or *.safetensors."""
+@click.option(
+    "--like", metavar="MODEL.keras", help="For Keras' files: a file of a model of the same structure."
+)
+def export_command(reference: str, target: str, part: str | None, overwrite: bool, like: str | None) -> None:
+    """Write a checkpoint as one file: *.pth (.pt, .ckpt, .bin), *.safetensors, *.weights.h5 or *.keras."""
     from holdfast.exchange import export_file
 
-    export_file(reference, target, part=part, overwrite=overwrite)  # says itself what it wrote
+    export_file(reference, target, part=part, overwrite=overwrite, like=like)  # says itself what it wrote

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import os
-from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from holdfast import files, storage
 from holdfast.checkpoint import Checkpoint, open_checkpoint
-from holdfast.errors import FormatError, HoldfastError, UsageError
-from holdfast.exchange import plain
+from holdfast.errors import FormatError, UsageError
+from holdfast.exchange import keras_files, plain, tensorflow_files
+from holdfast.format import dtypes
 from holdfast.log import logger
 from holdfast.state import tree
 from holdfast.state.part import Plan, SavedPart
-from holdfast.store import scratch
+from holdfast.store import single
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
-_MODELS = ("torch.Module", "torch.Trainable", "mapping")
+_KERAS = (".weights.h5", ".keras")
+_STRUCTURE = "keras.json"
+_MODELS = (
+    *("torch.Module", "torch.Trainable", "mapping", "keras.Model"),
+    *(keras_files.WEIGHTS, keras_files.LEGACY, tensorflow_files.WEIGHTS),
+)
 
 
 def export_file(
@@ -26,13 +33,16 @@ def export_file(
     *,
     part: str | None = None,
     overwrite: bool = False,
+    like: Any = None,
 ) -> None:
-    """Writes a checkpoint as a ``.pth`` (``.pt``, ``.ckpt``, ``.bin``) or a ``.safetensors`` file.
+    """Writes a checkpoint as a file of torch (``.pth``, ``.pt``, ``.ckpt``, ``.bin``), safetensors or Keras.
 
     A torch file holds ``{"epoch", "step", "metrics", "state_dict", "optimizer", …}``: the part
     `model` as `state_dict`, other parts and `state` under their names, optimizers indexed by
     number as torch does; ``torch.load(…, weights_only=True)`` opens it. With `part` it holds that
-    part alone. A safetensors file holds the tensors of one part, by default the model's.
+    part alone. A safetensors file holds the tensors of one part, by default the model's. A
+    ``.weights.h5`` or ``.keras`` file holds a Keras model's weights, and the state of the optimizer
+    that `like` was compiled with.
 
     The file appears whole or not at all, and is durable when this returns.
 
@@ -41,6 +51,8 @@ def export_file(
         target: the new file; its suffix decides the format.
         part: the only part to export.
         overwrite: True replaces an existing file.
+        like: for Keras' files, a model of the same structure, or a ``.keras`` file of one: it says what is
+            stored where, and gets the weights. Not needed where the checkpoint holds an entire model.
 
     Raises:
         UsageError: the suffix is unknown, the file exists, or the part has no such form.
@@ -49,18 +61,20 @@ def export_file(
 
     """
     path = os.path.abspath(os.path.expanduser(os.fspath(target)))
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix != _SAFETENSORS and suffix not in _TORCH:
+    suffix = next((own for own in _KERAS if path.endswith(own)), os.path.splitext(path)[1].lower())
+    if suffix not in (_SAFETENSORS, *_TORCH, *_KERAS):
         raise UsageError(
             f"{path}: the suffix decides the format, and {suffix or 'none'} is not known. "
-            f"Next: name it *.pth (or {', '.join(_TORCH[1:])}), or *{_SAFETENSORS}.",
+            f"Next: name it *.pth (or {', '.join(_TORCH[1:])}), *{_SAFETENSORS}, *.weights.h5 or *.keras.",
             path=path,
             found=suffix,
         )
     _check_target(path, overwrite=overwrite)
     checkpoint = open_checkpoint(reference)
-    chosen = _choose(checkpoint, part, needed=suffix == _SAFETENSORS)
-    if suffix == _SAFETENSORS:
+    chosen = _choose(checkpoint, part, needed=suffix == _SAFETENSORS or suffix in _KERAS)
+    if suffix in _KERAS:
+        _export_keras(checkpoint, str(chosen), path, like, overwrite=overwrite)
+    elif suffix == _SAFETENSORS:
         _export_safetensors(checkpoint, str(chosen), path, overwrite=overwrite)
     else:
         _export_torch(checkpoint, chosen, path, overwrite=overwrite)
@@ -113,7 +127,7 @@ def _export_safetensors(checkpoint: Checkpoint, part: str, path: str, *, overwri
             f"it cannot be one safetensors file.",
             path=path,
         )
-    with _beside(path) as writing:
+    with single.beside(path) as writing:
         storage.check_space(writing, planned.total_bytes)
         save = writer.Save(planned, writing)
         save.start()
@@ -123,9 +137,6 @@ def _export_safetensors(checkpoint: Checkpoint, part: str, path: str, *, overwri
 
 def _read_arrays(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     """The arrays of a flat part, read and checked; arrays that were one are written once each."""
-    import numpy as np
-
-    from holdfast.format import dtypes
     from holdfast.payload.array import HostArray
 
     saved = checkpoint.saved(part)
@@ -174,7 +185,7 @@ def _export_torch(checkpoint: Checkpoint, part: str | None, path: str, *, overwr
     import torch
 
     content = _content(checkpoint) if part is None else _value(checkpoint, part)
-    with _beside(path) as writing:
+    with single.beside(path) as writing:
         file = os.path.join(writing, os.path.basename(path))
         _write(torch, content, file)
         _check_readable(torch, file, path)
@@ -256,35 +267,48 @@ def _check_readable(torch: Any, file: str, path: str) -> None:
         ) from error
 
 
-# -- the file's appearance -----------------------------------------------------------------------
+# -- Keras -----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _beside(path: str) -> Iterator[str]:
-    """A new directory beside `path`, which is gone after the block."""
-    parent, base = os.path.split(path)
-    scratch.sweep(parent, base)
-    writing = os.path.join(parent, scratch.name_for(base))
-    files.make_new_directory(writing)
-    try:
-        yield writing
-    except BaseException:
-        with contextlib.suppress(HoldfastError):  # the failure on its way is the one to tell
-            files.remove_tree(writing)
-        raise
-    files.remove_tree(writing)
+def _export_keras(checkpoint: Checkpoint, part: str, path: str, like: Any, *, overwrite: bool) -> None:
+    with single.beside(path) as writing:
+        file = os.path.join(writing, os.path.basename(path))
+        if like is not None or _STRUCTURE in checkpoint.manifest.files:
+            # The edge lies above, since it imports Keras.
+            importlib.import_module("holdfast.keras.exporting").write(checkpoint, part, file, like, path)
+        elif path.endswith(".weights.h5") and checkpoint.saved(part).kind == keras_files.WEIGHTS:
+            _write_weights(checkpoint, part, file)
+        else:
+            raise UsageError(
+                f"{path}: where Keras keeps which weight is told by the model itself, whose structure {checkpoint.path} does "
+                f"not hold. Next: --like FILE.keras (like=…), a file that model.save wrote of such a model, or in Python "
+                f"like=model; Callback(run, entire=True) saves the structure as well.",
+                path=path,
+            )
+        files.sync_file(file)
+        _publish(file, path, overwrite=overwrite)
+
+
+def _write_weights(checkpoint: Checkpoint, part: str, file: str) -> None:
+    """Arrays that came from such a file, and have their places as names."""
+    wanted = [part]
+    if checkpoint.arrays().parts.get("optimizer") is not None and part == "model":
+        wanted += ["optimizer"] if checkpoint.saved("optimizer").kind == keras_files.OPTIMIZER else []
+    plan = Plan()
+    found: list[tuple[str, str, tuple[int, ...], Any]] = []
+    for name in wanted:
+        saved = checkpoint.saved(name)
+        for place in saved.entries:
+            entry = saved.entry(place)
+            buffer = np.empty(dtypes.byte_count(entry.dtype, entry.shape), np.uint8)
+            plan.read(saved, place, buffer)
+            found.append((place, entry.dtype, tuple(entry.shape), buffer))
+    checkpoint.read(plan)
+    keras_files.write(
+        file, [(place, dtype, plain.as_numpy(dtype, shape, data)) for place, dtype, shape, data in found]
+    )
 
 
 def _publish(file: str, path: str, *, overwrite: bool) -> None:
-    """Gives a finished, synced file its name, and makes the name durable."""
     _check_target(path, overwrite=overwrite)
-    new = not os.path.lexists(path)
-    with files.translated(path, "publish"):
-        files.rename(file, path)
-    try:
-        files.sync_directory(os.path.dirname(path))
-    except HoldfastError:
-        if new:  # what failed must not be found later
-            with contextlib.suppress(HoldfastError):
-                files.remove_file(path)
-        raise
+    single.publish_file(file, path)

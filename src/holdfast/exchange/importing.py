@@ -7,8 +7,8 @@ import os
 from holdfast.checkpoint import Checkpoint
 from holdfast.drafting import describe_parts
 from holdfast.errors import CheckpointError, UsageError
-from holdfast.exchange import source as sources
-from holdfast.exchange.sorting import Sorted, sort
+from holdfast.exchange import reading
+from holdfast.exchange.sorting import Sorted
 from holdfast.format.manifest import Manifest, Progress
 from holdfast.format.names import CheckpointName, parse_checkpoint_name
 from holdfast.log import logger
@@ -25,9 +25,13 @@ _SAID = 100  # lines on what became what
 
 
 def import_file(
-    source: str | os.PathLike[str], run_path: str | os.PathLike[str], *, trust: bool = False
+    source: str | os.PathLike[str],
+    run_path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    epoch: int | None = None,
 ) -> Checkpoint:
-    """Makes a run whose first checkpoint is what a file of torch.save, or a safetensors file, holds.
+    """Makes a run whose first checkpoint is what a file of torch, safetensors, Keras or TensorFlow holds.
 
     A script that tracks the same parts under `run_path` then continues from there. What became
     what is said on stderr and in the checkpoint's note. The checkpoint declares no
@@ -35,9 +39,11 @@ def import_file(
 
     Args:
         source: a bare state_dict, a dictionary like ``{"epoch", "state_dict", "optimizer"}``, or, with
-            `trust`, an entire model. `epoch` is taken as the number of completed epochs.
+            `trust`, an entire model. `epoch` is taken as the number of completed epochs. Or a .weights.h5,
+            .keras or .h5 file of Keras, or the prefix of a TensorFlow checkpoint.
         run_path: a new run, or one without checkpoints.
         trust: True says that code which the file names may be run.
+        epoch: the number of completed epochs, where the file does not say it, or says it wrong.
 
     Raises:
         UsageError: the run has checkpoints already; nothing was changed.
@@ -50,7 +56,9 @@ def import_file(
     check_place(target)
     if catalog.is_run(target):
         _check_empty(target, catalog.scan(target))
-    found = sort(sources.read(path, trust=trust), path)
+    found = reading.read(path, trust=trust)
+    if epoch is not None:
+        found.epoch = _check_epoch(epoch)
     session = Session.open(target, wait=0, say=logger.warning)
     try:
         _check_empty(target, session.entries)
@@ -63,6 +71,12 @@ def import_file(
         logger.warning("Left out: %s", line)
     logger.info("Imported %s as %s.", path, os.path.join(target, name))
     return Checkpoint(os.path.join(target, name))
+
+
+def _check_epoch(epoch: object) -> int:
+    if type(epoch) is not int or not 0 <= epoch < 10**17:
+        raise UsageError(f"epoch={epoch!r}: expected the number of completed epochs.", found=epoch)
+    return epoch
 
 
 def _first(lines: list[str]) -> list[str]:
@@ -133,7 +147,11 @@ def capture_part(name: str, value: object, kind: str) -> PartState:
     from holdfast.payload.array import Array
 
     if isinstance(value, dict) and value and all(isinstance(item, Array) for item in value.values()):
-        part = PartState(kind, {"$": FLAT, "v": "torch"}, value)
+        home = "torch" if kind.startswith("torch.") else "numpy"
+        part = PartState(kind, {"$": FLAT, "v": home}, value)
+        if home == "numpy":
+            _mark_weights(part)
+            return part
     elif kind == "torch.Module" and isinstance(value, dict):
         part = _capture_module(name, value)
     elif capture.kind_of(value) is not None:
@@ -144,6 +162,12 @@ def capture_part(name: str, value: object, kind: str) -> PartState:
         # Which arrays are parameters is not written in a state_dict; these names say it.
         array.check = key.rpartition(".")[2] in ("weight", "bias")
     return part
+
+
+def _mark_weights(part: PartState) -> None:
+    """Has NaN looked for in weights, and not in what an optimizer keeps."""
+    for array in part.arrays.values():
+        array.check = part.kind.endswith("Weights") and array.dtype in ("F16", "BF16", "F32", "F64")
 
 
 def _capture_module(name: str, value: dict[str, object]) -> PartState:

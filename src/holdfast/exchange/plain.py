@@ -72,3 +72,14 @@ def by_number(value: Any) -> Any:
     groups = [{**g, "params": [number[name] for name in g["params"]]} for g in value["param_groups"]]
     state = {number.get(key, key): item for key, item in value["state"].items()}
     return {**value, "state": state, "param_groups": groups}
+
+
+def as_numpy(dtype: str, shape: tuple[int, ...], data: Any) -> Any:
+    """An array of NumPy's over bytes that were read; bfloat16 comes as that of ml_dtypes."""
+    from holdfast.format import dtypes
+
+    if dtype == "BF16":
+        import ml_dtypes
+
+        return data.view(ml_dtypes.bfloat16).reshape(shape)
+    return data.view(dtypes.numpy_name(dtype)).reshape(shape)

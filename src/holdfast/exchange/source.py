@@ -44,33 +44,35 @@ def read(path: str, *, trust: bool) -> Any:
         MismatchError: with `trust`, a class in it cannot be imported.
 
     """
-    head = _head(path)
-    if path.endswith(_SAFETENSORS) or (head[8:9] == b"{" and head[5:8] == bytes(3)):
+    first = head(path)
+    if path.endswith(_SAFETENSORS) or (first[8:9] == b"{" and first[5:8] == bytes(3)):
         return _read_safetensors(path)
-    if head.startswith(_ZIP):
+    if first.startswith(_ZIP):
         _check_archive(path)
-    elif not head.startswith(_LEGACY):
+    elif not first.startswith(_LEGACY):
         raise FormatError(
-            f"{path} is no file of torch.save and no safetensors file: {_guess(head)}.", path=path
+            f"{path} is no file of torch.save and no safetensors file: {guess(first)}.", path=path
         )
-    return _read_torch(path, trust=trust, archive=head.startswith(_ZIP))
+    return _read_torch(path, trust=trust, archive=first.startswith(_ZIP))
 
 
-def _head(path: str) -> bytes:
+def head(path: str) -> bytes:
+    """The first bytes of a file; a directory, or what is no file, is refused with what to do."""
     if os.path.isdir(path):
         raise FormatError(
-            f"{path} is a directory; what can be imported is one file (.pth, .pt, .ckpt, .bin, .safetensors). "
+            f"{path} is a directory; what can be imported is one file (.pth, .pt, .ckpt, .bin, .safetensors, .weights.h5, "
+            f".keras, .h5), or a TensorFlow checkpoint by its prefix. "
             f'Next: a Holdfast run or checkpoint needs no import: Run(…, init={{"model": {path!r}}}).',
             path=path,
         )
     if not os.path.exists(path):
         raise NotFoundError(f"There is no file {path}.", path=path, candidates=[])
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.read(512)
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[io.BufferedReader]:
+def opened(path: str) -> Iterator[io.BufferedReader]:
     """A regular file; opening a pipe or a device does not wait for somebody at its other end."""
     with files.translated(path, "read"):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -80,12 +82,13 @@ def _opened(path: str) -> Iterator[io.BufferedReader]:
             yield file
 
 
-def _guess(head: bytes) -> str:
+def guess(head: bytes) -> str:
+    """What a file is that nobody here reads, in a few words."""
     text = head.lstrip().lower()
     if not head:
         return "it is empty"
     if head.startswith(_HDF5):
-        return "it is an HDF5 file, as Keras writes its weights"
+        return "it is an HDF5 file"
     if text.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer. Next: git lfs pull"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -99,7 +102,7 @@ def _guess(head: bytes) -> str:
 def _read_safetensors(path: str) -> dict[str, Any]:
     from holdfast.payload.array import LazyArray
 
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = safetensors.header_size(prefix, size, path)
@@ -119,7 +122,7 @@ def _read_bytes(path: str, start: int, stop: int) -> Any:
     import numpy as np
 
     data = np.empty(stop - start, np.uint8)
-    with _opened(path) as file:
+    with opened(path) as file:
         file.seek(start)
         if file.readinto(data.data) != len(data):
             raise DamagedError(
@@ -140,7 +143,7 @@ def _read_bytes(path: str, start: int, stop: int) -> Any:
 def _check_archive(path: str) -> None:
     """Looks into the ZIP archive, and compares the checksums that torch.load itself does not look at."""
     try:
-        with _opened(path) as file, zipfile.ZipFile(file) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             size = os.fstat(file.fileno()).st_size
             members = archive.infolist()
             packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
@@ -197,7 +200,7 @@ def _whole(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
 def _refuse_bytearrays(path: str) -> None:
     """Torch's careful reader lets a pickle make a bytearray of any size, and fills it with zeros at once."""
     window = b""
-    with _opened(path) as file:
+    with opened(path) as file:
         while piece := file.read(1 << 20):
             window = window[-64:] + piece
             if b"bytearray\n" in window and _BYTEARRAY.search(window):

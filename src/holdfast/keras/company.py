@@ -41,6 +41,8 @@ class Company:
     What is loaded waits for `welcome`: most callbacks forget everything in their own `on_train_begin`.
     """
 
+    MAY_BE_MISSING = True  # from what was imported: then they begin as they are
+
     def __init__(self, others: list[Any]) -> None:
         self._others = _labelled(others)
         self._first: dict[tuple[str, str], str] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from holdfast.errors import FormatError, UsageError
-from holdfast.keras import describing, optimizers, variables
+from holdfast.keras import describing, foreign, optimizers, variables
 from holdfast.keras import streams as own_streams
 from holdfast.keras.measures import Measures
 from holdfast.state import adapters
@@ -76,13 +76,15 @@ def plan_restore(
     keep: tuple[str, ...] = (),
 ) -> None:
     """Plans the restore of a saved part into a live thing."""
-    if kind == "keras.Optimizer":
-        optimizers.plan_restore(thing, part, plan, peers, keep=keep)
-        return
     if kind == "keras.Model":
         settle(thing)
         check_built(thing, part)
-    variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
+    if part.kind in foreign.KINDS:
+        foreign.plan_restore(thing, part, plan, peers, keep=keep)
+    elif kind == "keras.Optimizer":
+        optimizers.plan_restore(thing, part, plan, peers, keep=keep)
+    else:
+        variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
     if kind == "keras.Model":
         plan.after(lambda: _finalize(thing))
 

@@ -210,7 +210,8 @@ class Fitting:
         self._company.welcome()
         if not self._inside:
             self._model.reset_metrics()  # as fit has just done
-            streams.restore(training.restored_random["streams"])
+            if training.restored_random:  # what was imported has none
+                streams.restore(training.restored_random["streams"])
 
     def begin_batch(self, batch: int) -> None:
         """A boundary: all that was done for the batches before is done."""

@@ -10,6 +10,8 @@ from holdfast.keras import variables
 class Measures:
     """Loss and metrics of a compiled model, which `fit` keeps beside it. Read and restored in place."""
 
+    MAY_BE_MISSING = True  # from what was imported, or saved by another loop: they begin anew with each epoch
+
     def __init__(self, model: Any) -> None:
         self.model = model
 
