@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks import limits, table
+from benchmarks import limits, memory, table
 from benchmarks.bench import Bench
 from benchmarks.children import Sample
 from benchmarks.sizes import Size
@@ -33,6 +33,7 @@ def train(who: str, place: str, size: Size) -> Sample:
     os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
     import keras
 
+    memory.keep_freed()
     keras.utils.set_random_seed(4)
     clock = _clock(keras)
     started = time.perf_counter()

@@ -74,8 +74,8 @@ SAFEGUARDS = [
     Safeguard(
         "a checkpoint is built where no reader looks",
         "saving.py",
-        "session.writing, manifest.name, states, staging",
-        "session.path, manifest.name, states, staging",
+        "                session.writing,\n                manifest.name,",
+        "                session.path,\n                manifest.name,",
         "tests/crash/test_kill_points.py -k FurtherSave",
     ),
     Safeguard(

@@ -284,15 +284,15 @@ def test_a_file_that_shrinks_while_it_is_imported(tmp_path, tried):
     path.write_bytes(header(b'{"a.weight":' + entry("[1048576]", "[0,4194304]") + b"}", b"\0" * 4194304))
 
     def act():
-        from holdfast.exchange import importing
+        from holdfast.exchange import reading
 
-        true = importing.sort
+        true = reading.sort
 
         def cutting(content, where):
             os.truncate(path, 5000)
             return true(content, where)
 
-        importing.sort = cutting
+        reading.sort = cutting
         import_file(path, tmp_path / "run")
 
     outcome = confined(act, path, tmp_path / "run")

@@ -87,15 +87,16 @@ CASES = {
     "plain_tfdata": "a tf.data.Dataset as it is",
     "several": "several batches in one call",
 }
-NOT_WITH_TORCH = {"tfdata", "plain_tfdata", "several"}
+# Keras' torch backend has no calls of several batches, and takes such data sets the way that its JAX backend does.
+LEFT_TO_JAX = {("tfdata", "torch"), ("plain_tfdata", "torch"), ("several", "torch")}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "backend"),
+    [(case, backend) for case in CASES for backend in BACKENDS if (case, backend) not in LEFT_TO_JAX],
+)
 def test_exact(results, backend, case):
     """A fit that was interrupted and continued ends as one that was not, bit by bit."""
-    if backend == "torch" and case in NOT_WITH_TORCH:
-        pytest.skip("Keras' torch backend does not have it, or it is tried with JAX")
     found, _, said = results(backend)
     assert case in found, said[-3000:]
     assert found[case] is None, found[case]
