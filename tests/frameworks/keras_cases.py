@@ -394,9 +394,11 @@ FITS = {
     arrays: ((0, 7), (2, 5), (2, 8)),
     pydataset: ((1, 5), (2, 8)),
     plain_pydataset: ((2, 5),),
+    tfdata: ((1, 5), (2, 8)),
+    plain_tfdata: ((1, 5), (2, 8)),
 }
-if BACKEND != "torch":
-    FITS |= {several: ((1, 7), (2, 5)), tfdata: ((1, 5), (2, 8)), plain_tfdata: ((1, 5), (2, 8))}
+if BACKEND != "torch":  # Keras has steps_per_execution for the others
+    FITS[several] = ((1, 7), (2, 5))
 CONTINUED = {arrays, pydataset, tfdata, several}
 """Those that go on in the middle of an epoch."""
 
