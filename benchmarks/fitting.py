@@ -25,7 +25,8 @@ _EPOCHS = 6
 def train(who: str, place: str, size: Size) -> Sample:
     """Trains some epochs, each saved, then begins again in a new model; the seconds of the former.
 
-    Facts: "epochs": seconds of each, the first left out; "written": bytes in the files of one save;
+    Facts: "epochs": seconds of each, the first left out; "held": seconds from the end of an epoch's last batch
+    to the first batch of the next; "written": bytes in the files of one save;
     "resume": seconds from the beginning of the second `fit` to its first batch.
     """
     if not (find_spec("keras") and find_spec("tensorflow")):
@@ -41,7 +42,11 @@ def train(who: str, place: str, size: Size) -> Sample:
     seconds = time.perf_counter() - started
     written = sum(limits.bytes_in(path) for path in glob.glob(f"{place}*"))
     saves = {_ALONE: 0, _OURS: 3, _THEIRS: _EPOCHS + 1}[who]
-    facts: dict[str, Any] = {"epochs": clock.epochs[1:], "written": written / saves if saves else None}
+    facts: dict[str, Any] = {
+        "epochs": clock.epochs[1:],
+        "held": clock.held,
+        "written": written / saves if saves else None,
+    }
     again = _clock(keras)
     _fit(keras, who, place, size, again, _EPOCHS + 1)
     facts["resume"] = again.first if who != _ALONE else None
@@ -55,12 +60,19 @@ def _clock(keras: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.epochs: list[float] = []
+            self.held: list[float] = []
+            self.ended: float | None = None
             self.first: float | None = None
 
         def on_train_begin(self, logs: Any = None) -> None:
             self.began = self.mark = time.perf_counter()
 
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.ended = time.perf_counter()
+
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if batch == 0 and self.ended is not None:
+                self.held.append(time.perf_counter() - self.ended)
             if self.first is None:
                 self.first = time.perf_counter() - self.began
             if batch == 0:
@@ -132,7 +144,12 @@ def _epoch_text(row: Row, _: Rows) -> str:
     return table.seconds(value) if value is not None else ""
 
 
-def _stall_text(row: Row, rows: Rows) -> str:
+def _held_text(row: Row, _: Rows) -> str:
+    times = [seconds for sample in row.samples for seconds in sample.facts.get("held", [])]
+    return table.seconds(statistics.median(times)) if times else ""
+
+
+def _longer_text(row: Row, rows: Rows) -> str:
     alone = rows.of(_ALONE)
     mine, bare = _epoch(row), _epoch(alone) if alone is not None else None
     return "" if mine is None or bare is None or row is alone else table.seconds(max(0.0, mine - bare))
@@ -150,7 +167,8 @@ def _resume_text(row: Row, _: Rows) -> str:
 
 COLUMNS = (
     Column("epoch: median", _epoch_text),
-    Column("longer by", _stall_text),
+    Column("longer by", _longer_text),
+    Column("between two epochs", _held_text),
     Column("written per save", _written_text),
     Column("from fit to the first batch, resuming", _resume_text),
 )
