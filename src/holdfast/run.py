@@ -215,7 +215,7 @@ class Run:
         """
         self._usable()
         find = functools.partial(loop.source_of, loader, batch_size, shuffle=shuffle)
-        if "keras" in sys.modules:
+        if adapters.is_loaded("keras"):
             found: loop.Batches = adapters.edge("keras").batches(self._loop, find)
             return found
         return loop.Batches(self._loop, find)

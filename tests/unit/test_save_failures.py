@@ -7,7 +7,9 @@ import logging
 import os
 import shutil
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -338,3 +340,29 @@ def test_milestones_of_slow_saves(path, monkeypatch):
         for _ in run.epochs(5):
             pass
     assert [name[-1] for name in names(other)] == ["2", "4", "5"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no facts"), KeyboardInterrupt()])
+def test_what_fails_while_blocks_are_written_stops_them(tmp_path, monkeypatch, error):
+    """A save that fails, or is interrupted, while its facts are gathered leaves no file and no thread that writes one."""
+    from holdfast import drafting
+    from holdfast.payload import staging
+
+    writing = threading.Event()
+    pwrite = files.system.pwrite
+
+    def slowly(*arguments):
+        writing.set()
+        time.sleep(0.05)
+        return pwrite(*arguments)
+
+    def gather():
+        assert writing.wait(20)  # the first block is on its way
+        raise error
+
+    monkeypatch.setattr(files.system, "pwrite", slowly)
+    monkeypatch.setattr(drafting.environment, "gather", gather)
+    with pytest.raises(type(error)):  # of a state that is larger than what is in hand at once
+        holdfast.save(tmp_path / "saved", {"arrays": {"a": np.ones(200 << 20, np.uint8)}})
+    assert os.listdir(tmp_path) == []
+    assert staging.pool.free == staging.pool.size

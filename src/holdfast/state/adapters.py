@@ -21,14 +21,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from typing import Any
+
+from holdfast.errors import UsageError
 
 FRAMEWORKS = ("torch", "jax", "tensorflow", "keras")
 """Frameworks with an edge module in this release; NumPy is part of the core."""
 
 ARRAYS = ("numpy", "torch", "jax", "tensorflow")
 """Whose arrays there are; Keras has none of its own, but those of its backend."""
+
+OLDEST = {"tensorflow": (2, 16), "keras": (3, 15)}
+"""The oldest versions that their edges are written for, where older ones are about and are other libraries."""
 
 _ARRAY_TYPES = {
     ("torch", "Tensor"),
@@ -66,12 +72,43 @@ def home_framework(kind: type) -> str | None:
 
 @functools.cache
 def edge(framework: str) -> Any:
-    """The edge module of a framework: `holdfast.torch.edge` for "torch"; "numpy" is in the core."""
+    """The edge module of a framework: `holdfast.torch.edge` for "torch"; "numpy" is in the core.
+
+    Raises:
+        UsageError: the framework that this process has imported is older than what its edge is written for.
+
+    """
     if framework == "numpy":
         return importlib.import_module("holdfast.state.arrays")
+    if framework in sys.modules and not is_loaded(framework):
+        expected = ".".join(map(str, OLDEST[framework]))
+        found = getattr(sys.modules[framework], "__version__", "without a version")
+        raise UsageError(
+            f"{framework} {found} is too old for Holdfast, which needs {framework} {expected} or later. Next: pip install "
+            f"'{framework}>={expected}', or leave what belongs to it out.",
+            expected=expected,
+            found=found,
+        )
     return importlib.import_module(f"holdfast.{framework}.edge")
 
 
+def is_loaded(framework: str) -> bool:
+    """Whether this process has imported a framework, and not one that is too old.
+
+    An old Keras may have come with something else: a torch training beside it is none of its business.
+    """
+    module = sys.modules.get(framework)
+    if module is None or framework not in OLDEST:
+        return module is not None
+    return _version(str(getattr(module, "__version__", ""))) >= OLDEST[framework]
+
+
+@functools.cache
+def _version(text: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else ()
+
+
 def loaded_edges() -> list[tuple[str, Any]]:
-    """The edges of the frameworks that this process has imported."""
-    return [(name, edge(name)) for name in FRAMEWORKS if name in sys.modules]
+    """The edges of the frameworks that this process has imported, but for those that are too old."""
+    return [(name, edge(name)) for name in FRAMEWORKS if is_loaded(name)]

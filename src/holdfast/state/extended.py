@@ -40,11 +40,6 @@ def allocate(dtype: str, shape: tuple[int, ...]) -> Allocation:
     return Allocation(host.reshape(-1).view(np.uint8), lambda: host)
 
 
-def as_own(dtype: str, host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """An array that came as unsigned integers of that width, in its own dtype again; the same memory."""
-    return host.view(_kind(dtype)) if dtype in _NAMES else host
-
-
 def _kind(dtype: str) -> np.dtype[Any]:
     import ml_dtypes
 
