@@ -11,7 +11,8 @@
     │   └── ProbeError               9   the restored model answers differently
     ├── StorageError (OSError)      10   no space, quota, permission, I/O
     ├── LeaseError                  11   somebody else writes this run
-    └── RehearsalError              12   a command that is rehearsed failed by itself
+    ├── RehearsalError              12   a command that is rehearsed failed by itself
+    └── SlurmError                  13   one of Slurm's commands failed, or did not answer
 
 `Preempted` is no error: it is a `SystemExit` with code 75 (EX_TEMPFAIL), raised after the
 checkpoint that a SIGTERM or SIGUSR1 asked for is durable.
@@ -174,6 +175,12 @@ class RehearsalError(HoldfastError):
     """A command that is rehearsed failed by itself. Facts: `code` (its exit code), `log`, `launch`."""
 
     exit_code = 12
+
+
+class SlurmError(HoldfastError):
+    """One of Slurm's commands failed or did not answer. Facts: `command`, `code`, `said`, `missing`."""
+
+    exit_code = 13
 
 
 class Preempted(SystemExit):

@@ -29,6 +29,7 @@ NAMES = [
     "ProbeError",
     "RehearsalError",
     "Run",
+    "SlurmError",
     "StorageError",
     "UntrustedError",
     "UsageError",
@@ -74,6 +75,7 @@ EXIT_CODES = {
     "StorageError": 10,
     "LeaseError": 11,
     "RehearsalError": 12,
+    "SlurmError": 13,
 }
 PARENTS = {
     "UsageError": (errors.HoldfastError, ValueError),
