@@ -43,7 +43,13 @@ def slurm(scontrol, monkeypatch):
 
 def put(run, **changes):
     """Writes the lease of job 41 on another node of the cluster."""
-    values = {"boot_id": "another", "host": "node7", "slurm_cluster": "lab", "slurm_job": "41", "token": "his"}
+    values = {
+        "boot_id": "another",
+        "host": "node7",
+        "slurm_cluster": "lab",
+        "slurm_job": "41",
+        "token": "his",
+    }
     holder = dataclasses.replace(myself(3), **{**values, "acquired": "2026-11-23T08:31:07Z", **changes})
     (run / "lease-000003").write_bytes(encode(holder))
 
@@ -83,7 +89,9 @@ def test_a_running_job_keeps_its_run(tmp_path, slurm):
     slurm("RUNNING")
     put(tmp_path, slurm_task="7")
     clock = Time()
-    with pytest.raises(LeaseError, match=r"Slurm job 41, array task 7\).* Slurm says that this job is running"):
+    with pytest.raises(
+        LeaseError, match=r"Slurm job 41, array task 7\).* Slurm says that this job is running"
+    ):
         clock.acquire(tmp_path)
     assert clock.now == 1000.0
     with pytest.raises(LeaseError):

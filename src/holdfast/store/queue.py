@@ -31,7 +31,9 @@ def ask_slurm(holder: Holder, me: Holder) -> Word:
         record = commands.job(holder.slurm_job)
     except SlurmError:
         return "unknown"
-    if record is None:  # what ran while its lease was written was known, and is forgotten some time after its end
+    if (
+        record is None
+    ):  # what ran while its lease was written was known, and is forgotten some time after its end
         return "dead"
     if record.restarts > holder.slurm_restart or record.state in commands.ENDED | commands.WAITING:
         return "dead"

@@ -98,7 +98,11 @@ class Watch:
     _said: float = -math.inf
     _still: float = 0.0  # seconds that the beat was watched and did not move
     _moved: bool = False
-    _word: tuple[float, str, Word] = (-math.inf, "", "unknown")  # when Slurm was asked about whom, and what it said
+    _word: tuple[float, str, Word] = (
+        -math.inf,
+        "",
+        "unknown",
+    )  # when Slurm was asked about whom, and what it said
 
     def wait_until_free(self) -> int:
         """Returns when nobody alive holds the run, with the generation that held it last (or 0).
@@ -162,7 +166,9 @@ class Watch:
             return
         self._said = now
         if life == "ending":
-            self.say(f"{self.run} is held by {holder.describe()}, whose job is just ending. Waiting for that.")
+            self.say(
+                f"{self.run} is held by {holder.describe()}, whose job is just ending. Waiting for that."
+            )
         elif known:
             self.say(
                 f"{self.run} is held by {holder.describe()}. Waiting up to {self.deadline - now:.0f} s for it."
