@@ -98,6 +98,14 @@ def save_cost(events: list[dict[str, Any]]) -> SaveCost | None:
     )
 
 
+def slowest_write(events: list[dict[str, Any]]) -> float | None:
+    """Seconds that the slowest of a run's last saves took until it was durable; None without any."""
+    saves = (event for event in events if event.get("event") == "save")
+    return max(
+        (row[0] for row in [_numbers(event, "seconds") for event in saves][-_SAVES:] if row), default=None
+    )
+
+
 def _numbers(event: dict[str, Any], *names: str) -> tuple[float, ...] | None:
     """Numbers of a line that anybody may have written; None if one is missing, negative, absurd or none."""
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):

@@ -102,6 +102,7 @@ class Loop:
         training.loader.ended = {}
         training.read_ahead()
         training.overlap.install(training.things)
+        training.departure.enter(training.open().path, training.position.key())
         training.signals.inside = inside
         training.signals.install()
         return True
@@ -111,6 +112,7 @@ class Loop:
         training = self.training
         training.record_end()
         self.finished = True
+        training.note_end("stopped" if training.stopped else "goal reached")
         training.end_if_asked()
         if training.position.step or training.position.epoch:
             training.check_metric(final=True)
@@ -122,6 +124,7 @@ class Loop:
         training = self.training
         self.active = None
         training.signals.restore()
+        training.departure.leave()
         self._close_batches()
         if training.loader.source is not None:
             training.loader.source.close()
@@ -139,6 +142,7 @@ class Loop:
             training.failure = error
         if training.ended:
             return
+        training.note_end("left")
         name = training.newest_name()
         if name is None:
             logger.info(

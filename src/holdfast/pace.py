@@ -135,6 +135,11 @@ class Pace:
         return typical(self._costs)
 
     @property
+    def slowest_write(self) -> float | None:
+        """Seconds that the slowest of the last five saves took until it was durable; None before one is."""
+        return max((cost.write for cost in self._costs), default=None)
+
+    @property
     def interval(self) -> Interval | None:
         """What `overhead` and `mtbf` come to now; None without them, and while a save is in flight."""
         return self._interval if self._every.paced and self._flight is None else None

@@ -31,6 +31,8 @@ class Signals:
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
         self.asked: signal.Signals | None = None
+        self.asked_at = 0.0
+        """When that signal came, by the monotonic clock."""
         self.snapshot_asked = False
         self.impatient = False
         """True once a second Ctrl-C has asked to stop at once."""
@@ -78,11 +80,11 @@ class Signals:
                 self.restore()
                 raise KeyboardInterrupt
             if self.asked is None:
-                self.asked = signal.SIGINT
+                self.asked, self.asked_at = signal.SIGINT, time.monotonic()
                 logger.info("Ctrl-C: saving at the next boundary; press it again to stop at once.")
         elif number in PREEMPT:
             if self.asked is None or self.asked is signal.SIGINT:
-                self.asked = signal.Signals(number)
+                self.asked, self.asked_at = signal.Signals(number), time.monotonic()
         else:
             self.snapshot_asked = True
         previous = self._previous.get(number)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast import hyperparameters, snapshot
+from holdfast import continuation, departure, hyperparameters, snapshot
 from holdfast.errors import HoldfastError, Preempted, StorageError, UsageError
 from holdfast.format.manifest import Goal, Progress
 from holdfast.journal import Journal
@@ -21,9 +22,8 @@ from holdfast.saving import Saver
 from holdfast.session import Session
 from holdfast.signals import Signals
 from holdfast.state import adapters, capture, environment, streams, tree
-from holdfast.store import catalog
+from holdfast.store import book, catalog
 
-_ROWS_AT_ONCE = 1000
 _GENERATORS = {"torch.Generator", "tensorflow.Generator", "numpy.Generator", "random.Random"}
 
 
@@ -118,6 +118,7 @@ class Training:
         self.stopped = False
         self.journal = Journal(options.keep.metric)
         self.pace = Pace(options.every, time.monotonic)
+        self.departure = departure.Departure(self.signals, self.pace)
         self.overlap = Overlap(wanted=options.overlap)
         self.applied: dict[str, Any] = {}
         self.init_record: Any = None
@@ -200,10 +201,14 @@ class Training:
         session.book.keep = _plain_keep(self.options.keep)
         session.book.note = self.options.note
         session.book.config = self.options.config
+        facts: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), **departure.facts()}
         if self.goal is not None:
-            task = os.environ.get("SLURM_ARRAY_TASK_ID") or os.environ.get("SLURM_JOB_ID") or "local"
-            session.book.goals[task] = {"kind": self.goal.kind, "value": self.goal.value}
+            facts["goal"] = {"kind": self.goal.kind, "value": self.goal.value}
+            task, belongs = departure.goal_key()
+            session.book.goals[task] = {**facts["goal"], "job": belongs}
+        session.book.restarts = continuation.count_launch(session.book.restarts, self.position.key())
         session.write_book()
+        book.note_event(session.path, "launch", **facts)
 
     def give_up(self) -> None:
         """A launch that was refused holds nothing: the lease is released, the run is as it was."""
@@ -328,6 +333,9 @@ class Training:
                 "Next: leave the child with os._exit, or use subprocess."
             )
         self.pace.reach(None if epoch_end else self.position.step)
+        self.departure.reach(
+            "between" if between else "epoch" if epoch_end else "end" if self.position.batch else "start"
+        )
         if self.cue is not None:
             self.cue.boundary(self, epoch_end=epoch_end, last=last)
         self.overlap.look()
@@ -339,19 +347,20 @@ class Training:
             self._prepared = True
             snapshot.prepare_staging(self, saver)
         metrics = self.take_metrics()
-        asked = self.signals.asked
+        asked = self.departure.reason(self.position.key()) if not last else None
         best = self._is_new_best(metrics)
         snapshot_asked, self.signals.snapshot_asked = self.signals.snapshot_asked, False
         explicit, self._explicit = self._explicit or snapshot_asked, False
         moved = self.position.key() != self._last_saved
-        due = self._due(epoch_end=epoch_end) if moved else None
+        due = (self.departure.due(self.position.key()) or self._due(epoch_end=epoch_end)) if moved else None
         if last:
             if moved or metrics or self.stopped:
                 self._save("stopped" if self.stopped else "goal reached", metrics, probing=True)
             saver.drain()
         elif asked is not None:
-            if moved:
-                self._save(f"{asked.name}", metrics, probing=epoch_end)
+            saver.drain()
+            if moved and self.departure.has_time_for_a_save(asked):
+                self._save(asked, metrics, probing=epoch_end)
             saver.drain()
         elif explicit or best:
             # A new best not beside the next step: a copy that is torn is made again later, without these metrics.
@@ -365,9 +374,10 @@ class Training:
                 self._postponed = due  # merged with whatever comes due until then
             else:
                 self._save(due, metrics, probing=epoch_end, between=between)
-        if asked is not None and not last:
+        if asked is not None:
             self._end_by(asked)
         self.pace.go_on()
+        self.departure.go_on()
 
     def pass_by(self, why: str) -> None:
         """A moment between two batches from which the training could not be continued: nothing is saved.
@@ -381,7 +391,7 @@ class Training:
         self.pace.reach(self.position.step)
         saver = self.need_saver()
         saver.poll()
-        asked = self.signals.asked
+        asked = self.departure.signal  # the time limit is planned for where an epoch ends
         due = self._explicit or self.signals.snapshot_asked or self._due(epoch_end=False) is not None
         if (due or asked is not None) and not self._told_why:
             self._told_why = True
@@ -393,8 +403,8 @@ class Training:
 
     def end_if_asked(self) -> None:
         """Ends the process that a signal asked to end while the last save was written."""
-        if self.signals.asked is not None:
-            self._end_by(self.signals.asked)
+        if self.departure.signal is not None:
+            self._end_by(self.departure.signal, complete=True)
 
     def _due(self, *, epoch_end: bool) -> str | None:
         if self._postponed is not None:
@@ -410,15 +420,25 @@ class Training:
             return False
         return is_new_best(keep, self.session.ranking(keep), metrics)
 
-    def _end_by(self, asked: Any) -> None:
+    def _end_by(self, asked: str, *, complete: bool = False) -> None:
         name = self.newest_name() or "no checkpoint"
         self.ended = True
-        self.signals.restore(ending=asked.name != "SIGINT")
-        if asked.name == "SIGINT":
+        self.signals.restore(ending=asked != "SIGINT")
+        if asked == "SIGINT":
+            self.note_end(departure.CTRL_C)
             logger.info("Ctrl-C: %s is saved; the same command continues from there.", name)
             raise KeyboardInterrupt
-        logger.info("%s: %s is saved; ending with exit code 75.", asked.name, name)
-        raise Preempted(f"{asked.name}: {name} is saved")
+        logger.info("%s: %s is saved; ending with exit code 75.", asked, name)
+        launches = (self.open().book.restarts or {}).get("times", 0)
+        requeued = not complete and self.departure.requeue(self._last_saved, launches)
+        self.note_end(asked, **({"requeued": True} if requeued else {}))
+        raise Preempted(f"{asked}: {name} is saved")
+
+    def note_end(self, why: str, **facts: Any) -> None:
+        """Tells the history why a loop ended."""
+        if self.session is not None:
+            self.journal.write(self.session.path)
+            book.note_event(self.session.path, "end", why=why, **facts, **departure.facts())
 
     def newest_name(self) -> str | None:
         """The name of the newest checkpoint, for messages; None while there is none."""

@@ -1,9 +1,5 @@
 """What Slurm's commands print is read as it is meant, and a controller that hangs hangs nobody."""
 
-import os
-import stat
-import textwrap
-
 import pytest
 
 from holdfast.errors import SlurmError
@@ -32,21 +28,6 @@ JobId=11 ArrayJobId=11 ArrayTaskId=2-10%1 ArrayTaskThrottle=1 JobName=digits
    Requeue=0 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
    StartTime=Unknown EndTime=Unknown Deadline=N/A
 """
-
-
-@pytest.fixture
-def scontrol(tmp_path, monkeypatch):
-    """Puts a `scontrol` of these shell lines first into the search path."""
-
-    def put(lines):
-        folder = tmp_path / "commands"
-        folder.mkdir(exist_ok=True)
-        file = folder / "scontrol"
-        file.write_text("#!/bin/sh\n" + textwrap.dedent(lines))
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    return put
 
 
 def test_a_job_is_read_whatever_words_its_user_chose():

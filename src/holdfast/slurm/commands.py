@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from holdfast.errors import SlurmError
 
-PATIENCE = 10.0
-"""Seconds after which a command counts as not answered."""
+PATIENCE = 5.0
+"""Seconds after which a command counts as not answered; with the controller down it would try for 20."""
 
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING"})
 ENDING = frozenset({"COMPLETING"})
@@ -190,9 +190,9 @@ def jobs(number: str) -> list[Record]:
         raise
 
 
-def requeue(number: str) -> None:
-    """Lets Slurm end a job and start it again. Raises `SlurmError`."""
-    run("scontrol", "requeue", number)
+def requeue(address: str) -> None:
+    """Lets Slurm end a job (`Job.address`) and start it again. Raises `SlurmError`."""
+    run("scontrol", "requeue", address)
 
 
 def settings() -> dict[str, str]:

@@ -32,11 +32,19 @@ class Job:
     step: str = ""
     end: float | None = None
 
+    @property
+    def address(self) -> str:
+        """What Slurm's commands must be given to mean this job alone.
+
+        The last task of an array has the number of the array itself, by which commands mean all tasks:
+        `scontrol requeue` with it starts those again that had ended.
+        """
+        return f"{self.array}_{self.task}" if self.array and self.task is not None else self.id
+
     def __str__(self) -> str:
         """Words like ``Slurm job 4242``, or ``Slurm job 4240_3`` for a task of an array."""
-        number = f"{self.array}_{self.task}" if self.array and self.task is not None else self.id
         again = f", restart {self.restart}" if self.restart else ""
-        return f"Slurm job {number}{again}"
+        return f"Slurm job {self.address}{again}"
 
     @property
     def more_to_come(self) -> bool:
@@ -61,6 +69,15 @@ def here(environ: Mapping[str, str] = os.environ) -> Job | None:
         step=step if step.isdecimal() and int(step) < _SPECIAL_STEPS else "",
         end=_whole(environ.get("SLURM_JOB_END_TIME")),
     )
+
+
+def output() -> str:
+    """The file that this process's standard output goes to, where it goes to a file: the job's log."""
+    try:
+        path = os.readlink("/proc/self/fd/1")
+        return path if os.path.isfile(path) else ""
+    except OSError:
+        return ""
 
 
 _SPECIAL_STEPS = 0xFFFFFFF0

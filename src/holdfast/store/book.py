@@ -34,6 +34,7 @@ class RunBook(msgspec.Struct, kw_only=True):
     init: Any = None
     goals: dict[str, Any] = {}
     reached: dict[str, Any] | None = None
+    restarts: dict[str, Any] | None = None
 
 
 def new_run() -> RunBook:
@@ -92,14 +93,14 @@ def note_events(run: str, events: Sequence[Mapping[str, Any]]) -> None:
         logging.getLogger("holdfast").warning("The history could not be written: %s", error)
 
 
-def read_events(run: str) -> list[dict[str, Any]]:
-    """The events so far, oldest first; of a very long history the last ones.
+def read_events(run: str, limit: int = _EVENTS_LIMIT) -> list[dict[str, Any]]:
+    """The events so far, oldest first; of a longer history those in its last `limit` bytes.
 
     Lines that are not whole JSON objects are left out.
     """
     events = []
     try:
-        for line in files.read_lines(os.path.join(run, HISTORY_FILE), _EVENTS_LIMIT, _LINE_LIMIT):
+        for line in files.read_lines(os.path.join(run, HISTORY_FILE), limit, _LINE_LIMIT):
             try:
                 event = json.loads(line)
             except (ValueError, RecursionError):

@@ -13,11 +13,13 @@ from collections.abc import Callable, Collection
 from holdfast import files
 from holdfast.errors import LeaseError, StorageError
 from holdfast.store.holder import Holder, Life, judge, lease_name, myself, read_holder
+from holdfast.store.queue import Word, ask_slurm
 
 _POLL_SECONDS = 1.0
 _SAY_SECONDS = 30.0
 _BLINK_SECONDS = 0.01  # until a file, or a listing that is behind, shows what changed
 _BLINKS = 20
+_ASK_SECONDS = 5.0  # between two questions to Slurm
 UNFINISHED_SECONDS = 15.0
 """How long a lease without its last byte is watched: three beats.
 
@@ -96,6 +98,11 @@ class Watch:
     _said: float = -math.inf
     _still: float = 0.0  # seconds that the beat was watched and did not move
     _moved: bool = False
+    _word: tuple[float, str, Word] = (
+        -math.inf,
+        "",
+        "unknown",
+    )  # when Slurm was asked about whom, and what it said
 
     def wait_until_free(self) -> int:
         """Returns when nobody alive holds the run, with the generation that held it last (or 0).
@@ -118,7 +125,9 @@ class Watch:
                 blinks += 1
                 self.sleep(_BLINK_SECONDS)
                 continue
-            life = judge(holder, myself(generation), self.held)
+            life: Life | Word = judge(holder, myself(generation), self.held)
+            if life == "unknown":
+                life = self._ask(holder, generation)
             if life in ("released", "dead"):
                 return generation
             now = self.clock()
@@ -130,9 +139,10 @@ class Watch:
             elif seen[1] != content:
                 self._still, self._moved = 0.0, True
             seen = (generation, content)
-            known = life != "unknown" or self._moved
+            # Whoever is just ending needs only be waited for, as whoever may be dead.
+            known = life not in ("unknown", "ending") or (life == "unknown" and self._moved)
             patience = min(self.stale_after, math.inf if content.endswith(b"\n") else UNFINISHED_SECONDS)
-            if life == "unknown" and self._still >= patience:
+            if life in ("unknown", "ending") and self._still >= patience:
                 self.say(
                     f"{self.run}: {holder.describe()} gave no sign of life for {self._still:.0f} s; "
                     f"taking over."
@@ -140,15 +150,26 @@ class Watch:
                 return generation
             if known and now >= self.deadline:
                 raise self._refusal(holder, life)
-            self._tell(holder, now, patience, known=known)
+            self._tell(holder, now, patience, life, known=known)
             self.sleep(min(poll, self.deadline - now) if known else poll)
         return 0
 
-    def _tell(self, holder: Holder, now: float, patience: float, *, known: bool) -> None:
+    def _ask(self, holder: Holder, generation: int) -> Word:
+        asked, whom, word = self._word
+        if whom != holder.token or self.clock() - asked >= _ASK_SECONDS:
+            word = ask_slurm(holder, myself(generation))
+            self._word = (self.clock(), holder.token, word)
+        return word
+
+    def _tell(self, holder: Holder, now: float, patience: float, life: Life | Word, *, known: bool) -> None:
         if now - self._said < _SAY_SECONDS:
             return
         self._said = now
-        if known:
+        if life == "ending":
+            self.say(
+                f"{self.run} is held by {holder.describe()}, whose job is just ending. Waiting for that."
+            )
+        elif known:
             self.say(
                 f"{self.run} is held by {holder.describe()}. Waiting up to {self.deadline - now:.0f} s for it."
             )
@@ -159,7 +180,7 @@ class Watch:
                 f"{patience - self._still:.0f} s."
             )
 
-    def _refusal(self, holder: Holder, life: Life) -> LeaseError:
+    def _refusal(self, holder: Holder, life: Life | Word) -> LeaseError:
         said = f"{self.run} is held by {holder.describe()}"
         if life == "ours":
             message = (
@@ -171,8 +192,9 @@ class Watch:
                 f"run this script. Start one task (srun --ntasks=1), or give each a run of its own."
             )
         else:
+            proof = "Slurm says that this job is running" if life == "running" else "that is alive"
             message = (
-                f"{said}, and that is alive; only one process may write a run. Wait for it (wait=SECONDS), "
+                f"{said}, and {proof}; only one process may write a run. Wait for it (wait=SECONDS), "
                 f"end it, or give this training another directory."
             )
         return LeaseError(message, run=self.run, generation=holder.generation, holder=holder)
