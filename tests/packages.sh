@@ -1,9 +1,10 @@
 #!/bin/sh
-# The tools that some tests make small file systems with. They are installed where this user may do so;
-# elsewhere the tests that need them say that they were skipped.
+# The tools that some tests make small file systems with, and Slurm. They are installed where this user may
+# do so; elsewhere the tests that need them say that they were skipped.
 set -u
 missing=""
-for pair in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux mount:mount; do
+for pair in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux mount:mount \
+    slurmctld:slurm-wlm munged:munge; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done
 [ -n "$missing" ] || exit 0
