@@ -208,7 +208,9 @@ def cancel(job):
 
 def signal(job, name):
     """Sends a signal as `--signal=B:NAME@60` does: to the batch script's first process."""
-    command("scancel", f"--signal={name}", "--batch", job)
+    # Of a task of an array Slurm says, when it has sent it, that it cannot be sent yet; after 5 seconds
+    # scancel would send it again.
+    command("timeout", "3", "scancel", f"--signal={name}", "--batch", job, check=False)
 
 
 def requeue(job):
