@@ -102,7 +102,7 @@ class TimeLimit:
             self._conclude()
 
     def _ask(self, what: str) -> None:
-        words = ("job", self.job.id) if what == "job" else ("config",)
+        words = ("job", self.job.address) if what == "job" else ("config",)
         try:
             self._questions[what] = Question(("scontrol", "show", *words))
         except SlurmError:
@@ -153,7 +153,7 @@ class TimeLimit:
     def ask_again(self) -> Record | None:
         """What the controller says now; waits for it. None if it does not know the job, or does not answer."""
         try:
-            record = commands.job(self.job.id)
+            record = commands.read_job(commands.ask_for_job(self.job.address), self.job.id)
         except SlurmError:
             return None
         self._take(record)
