@@ -261,3 +261,18 @@ def clear():
         command("scancel", "--signal=KILL", "--full", "--user", str(os.getuid()), check=False)
         command("scancel", "--user", str(os.getuid()), check=False)
         until(lambda: not command("squeue", "-h"), "the queue to be empty")
+
+
+def stop_controller():
+    """The controller is gone; jobs run on."""
+    with open(f"{_lab['place']}/pid/slurmctld.pid", encoding="ascii") as file:
+        pid = int(file.read())
+    os.kill(pid, 15)
+    # Not every init reaps at once, so that the process may stay as a zombie; its file goes in any case.
+    until(lambda: not os.path.exists(f"{_lab['place']}/pid/slurmctld.pid"), "the controller to end")
+
+
+def start_controller():
+    """The controller comes back, with all that it knew."""
+    command("slurmctld")
+    until(lambda: "UP" in command("scontrol", "ping", check=False), "the controller to be up")
