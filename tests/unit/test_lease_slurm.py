@@ -120,13 +120,8 @@ def neighbour():
     """What the lease of a process of job 41 says that lives on this very node."""
     process = subprocess.Popen(["sleep", "60"])
     here = myself(1)
-    yield (
-        process,
-        {
-            **{"boot_id": here.boot_id, "host": here.host, "pid": process.pid},
-            "process_start": process_start(process.pid),
-        },
-    )
+    born = process_start(process.pid)
+    yield process, {"boot_id": here.boot_id, "host": here.host, "pid": process.pid, "process_start": born}
     process.kill()
     process.wait()
 
