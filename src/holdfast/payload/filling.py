@@ -34,12 +34,11 @@ class _Shared:
 class _Source:
     """A file's segments, with what filling needs to know about each."""
 
-    __slots__ = ("late", "plan", "shared", "stops", "watch")
+    __slots__ = ("plan", "shared", "stops", "watch")
 
     def __init__(self, plan: PlannedFile, block: int) -> None:
         self.plan = plan
         self.stops = [segment.stop for segment in plan.segments]
-        self.late = [segment.array.late for segment in plan.segments]
         self.watch = [
             dtypes.nonfinite(segment.array.dtype) if segment.checked else None for segment in plan.segments
         ]
@@ -62,39 +61,38 @@ class Filling:
         """For each block of a file, when its bytes may be copied."""
         source, block = self._sources[file], self._block
         count = -(-source.plan.size // block)
-        if not any(source.late):
+        if not any(segment.late for segment in source.plan.segments):
             return ["early"] * count
         holds = {False: bytearray(count), True: bytearray(count)}
-        spans = [(0, len(source.plan.header), False)]
-        spans += [(s.start, s.stop, late) for s, late in zip(source.plan.segments, source.late, strict=True)]
-        for start, stop, late in spans:
-            first, last = start // block, (stop - 1) // block
-            holds[late][first : last + 1] = b"\1" * (last - first + 1)
+        for segment in source.plan.segments:
+            first, last = segment.start // block, (segment.stop - 1) // block
+            holds[segment.late][first : last + 1] = b"\1" * (last - first + 1)
+        # Nothing changes a header: where late arrays are, it is copied with them, and no block is early for its sake.
         return [
-            "mixed" if early and late else "late" if late else "early"
+            ("mixed" if late else "early") if early else "late"
             for early, late in zip(holds[False], holds[True], strict=True)
         ]
 
     def fill(self, file: int, number: int, target: Bytes, late: bool | None = None) -> None:
         """Copies the bytes of one block; its arrays' errors are raised as they are, with a note.
 
-        With `late` only those of late arrays (True), or only the others, the header among them (False).
+        With `late` only those of late arrays and of the header (True), or only the others (False).
         """
         source = self._sources[file]
         base = number * self._block
         end = min(base + self._block, source.plan.size)
         header = source.plan.header[base:end]
-        if late is not True:
+        if late is not False:
             target[: len(header)] = np.frombuffer(header, np.uint8)
         segments = source.plan.segments
         index = bisect_right(source.stops, base)
         run: list[Bytes] = []
         first, length = index, 0
         while index < len(segments):
-            start, stop, array, _, _, _ = segment = segments[index]
+            start, stop, array, _, _, _, behind = segment = segments[index]
             if start >= end:
                 break
-            if late is not None and source.late[index] is not late:
+            if late is not None and behind is not late:
                 if run:
                     self._gather(file, first, run, target, base)
                 index += 1

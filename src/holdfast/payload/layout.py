@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -20,7 +20,8 @@ HEADER_LIMIT = 90_000_000  # the ordinary library takes 100 MB
 class Segment(NamedTuple):
     """Bytes `start` to `stop` of a file, where they come from, and whom to name if not finite.
 
-    The bytes of an array, or of several small ones that are opened together.
+    The bytes of an array, or of several small ones that are opened together. Those that are `late` may be
+    copied behind the training, until `pending.settle` returns.
     """
 
     start: int
@@ -29,6 +30,7 @@ class Segment(NamedTuple):
     part: str
     name: str
     checked: tuple[tuple[str, str], ...]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def plan(
     parts: Mapping[str, Mapping[str, Array]],
     formats: Mapping[str, str] | None = None,
     *,
+    late: Container[tuple[str, str]] = (),
     header_limit: int = HEADER_LIMIT,
 ) -> Layout:
     """Places every array; reads none.
@@ -88,6 +91,7 @@ def plan(
     Args:
         parts: {part: {array name: array}}.
         formats: {part: text for the file's `__metadata__["format"]`}, "pt" for torch modules.
+        late: (part, name) of the arrays that are copied late; of arrays that are stored once, of all.
         header_limit: bytes of header at which a part is split.
 
     """
@@ -124,7 +128,7 @@ def plan(
                 if len(groups) == 1
                 else f"{part}-{number:05}-of-{len(groups):05}.safetensors"
             )
-            files.append(_place(file, part, group, header, checked=checked, placed=placed))
+            files.append(_place(file, part, group, header, checked=checked, placed=placed, late=late))
     return Layout(tuple(files), _table(parts, placed, aliases))
 
 
@@ -186,6 +190,7 @@ def _place(
     *,
     checked: Mapping[_Key, tuple[_Key, ...]],
     placed: dict[_Key, ArrayEntry],
+    late: Container[_Key],
 ) -> PlannedFile:
     offsets = _offsets(items, len(header))
     for (_, name, _, array), start, stop in zip(items, offsets, offsets[1:], strict=False):
@@ -195,14 +200,14 @@ def _place(
     # Of a checked array it is told by its own name that it is not finite.
     names = [name for (_, name, _, _), _ in filled]
     alone = [(part, name) in checked for name in names]
+    behind = [(part, name) in late for name in names]
     segments = []
-    for first, last, array in joining.bundles(arrays, alone):
+    for first, last, array in joining.bundles(arrays, alone, behind):
         start, name = filled[first][1], names[first]
         if last > first + 1:
             name = f"{name} … {names[last - 1]}"
-        segments.append(
-            Segment(start, start + array.nbytes, array, part, name, checked.get((part, name), ()))
-        )
+        whom = checked.get((part, name), ())
+        segments.append(Segment(start, start + array.nbytes, array, part, name, whom, behind[first]))
     return PlannedFile(file, offsets[-1], header, tuple(segments))
 
 

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.payload.array import Array, HostArray
 from holdfast.payload.sharing import share
+from holdfast.state.known import Known
 from holdfast.state.part import PartState
 from holdfast.torch import arrays, optimizers
 from holdfast.torch.partial import Trainable
@@ -25,6 +26,7 @@ class Late:
 
     Attributes:
         names: one for each, like "model/fc.weight".
+        places: (part, name) of each.
         key: equal for two saves that found the same arrays: parameters in the same memory, and state of
             the same names (some optimizers make new tensors of it at each step).
 
@@ -32,24 +34,23 @@ class Late:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._arrays: list[Array] = []
+        self.places: set[tuple[str, str]] = set()
         self._memory: list[Any] = []  # uint8, one-dimensional: NumPy's here, a tensor on a device
-        self._key: set[Hashable] = set()
+        self.key: Hashable = frozenset()
 
-    @property
-    def key(self) -> Hashable:
-        return frozenset(self._key)
-
-    def add(self, name: str, array: Array, memory: Any, *, place: int | None) -> None:
-        self.names.append(name)
-        self._arrays.append(array)
-        self._memory.append(memory)
-        self._key.add((name, place))
-
-    def mark(self) -> None:
-        """Lets a save copy them late."""
-        for array in self._arrays:
-            array.late = True
+    @classmethod
+    def of(cls, found: Iterable[tuple[str, str, Any, int | None]]) -> Late:
+        """Of (part, name, memory, address where that counts) for each array."""
+        made = cls()
+        key = set()
+        for part, name, memory, place in found:
+            shown = f"{part}{name}" if name.startswith("/") else f"{part}/{name}"
+            made.names.append(shown)
+            made.places.add((part, name))
+            made._memory.append(memory)
+            key.add((shown, place))
+        made.key = frozenset(key)
+        return made
 
     def digests(self) -> list[int]:
         """A digest of each array, all of it, taken by several threads."""
@@ -106,7 +107,7 @@ def _places(size: int, turn: int) -> tuple[int, int, int]:
     return 0, turn * _STRIDE % (size - PIECE), size - PIECE
 
 
-def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | None:
+def late(things: Mapping[str, Any], states: Mapping[str, PartState], known: Known) -> Late | None:
     """The arrays of tracked parts that only tracked optimizers write; None when there are none.
 
     These are parameters that train and stand in a parameter group, and the tensors in
@@ -120,6 +121,20 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
     graphed = {
         part for part, thing in tracked.items() if any(g.get("capturable") for g in thing.param_groups)
     }
+    # Beside the arrays themselves: whose they are, which optimizers may write them, and whether they do.
+    owners = {
+        part: [(p.data_ptr(), p.nbytes, p.requires_grad) for p in _parameters(thing)]
+        for part, thing in tracked.items()
+    }
+    native = {part for part, thing in tracked.items() if optimizers.native(thing)}
+    holders = {part for part in states if isinstance(things.get(part), (torch.nn.Module, Trainable))}
+    basis = (owners, graphed, native, holders)
+    return known.derive("late", states, basis, lambda: _find(tracked, graphed, holders, states))
+
+
+def _find(
+    tracked: Mapping[str, Optimizer], graphed: set[str], holders: set[str], states: Mapping[str, PartState]
+) -> Late | None:
     # By address and size: quicker than by name, and what has a parameter's memory is that parameter.
     owned = {
         (p.data_ptr(), p.nbytes): p
@@ -131,15 +146,14 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
     for part in graphed:
         for p in _parameters(tracked[part]):
             owned.pop((p.data_ptr(), p.nbytes), None)
-    found: list[tuple[str, Array, torch.Tensor, int | None]] = []
+    found: list[tuple[str, str, Array, torch.Tensor, int | None]] = []
     elsewhere: set[Hashable] = set()
     for part, state in states.items():
-        thing = things.get(part)
         tensors: Mapping[Any, torch.Tensor] = {}
         is_state = part in tracked and part not in graphed and optimizers.native(tracked[part])
         if is_state:
             tensors = {(t.data_ptr(), t.nbytes): t for t in _state_tensors(tracked[part])}
-        elif isinstance(thing, (torch.nn.Module, Trainable)):
+        elif part in holders:
             tensors = owned
         for name, array in state.arrays.items():
             identity: Any = array.identity
@@ -150,15 +164,15 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
             if tensor is None or (is_state and not name.startswith("/state/")):
                 elsewhere.add(identity)
             elif is_state:  # of any address: some optimizers make it anew at each step
-                found.append((f"{part}{name}", array, tensor, None))
+                found.append((part, name, array, tensor, None))
             else:
-                found.append((f"{part}/{name}", array, tensor, place))
-    result = Late()
-    for name, array, tensor, pointer in found:
-        memory = _memory(array, tensor) if array.identity not in elsewhere else None
-        if memory is not None:
-            result.add(name, array, memory, place=pointer)
-    return result if result.names else None
+                found.append((part, name, array, tensor, place))
+    late = Late.of(
+        (part, name, memory, pointer)
+        for part, name, array, tensor, pointer in found
+        if array.identity not in elsewhere and (memory := _memory(array, tensor)) is not None
+    )
+    return late if late.names else None
 
 
 def _ordered() -> bool:
