@@ -2,7 +2,7 @@
 
 A few calls that run over all tensors in C take a tenth of the time of describing them one by one. Only what is
 plain is looked at: modules and optimizers whose `state_dict` is torch's own, without hooks, and whose
-tensors are ordinary ones in the CPU's memory. Everything else is captured anew at each save.
+tensors are ordinary ones in the CPU's memory (what is kept holds it, which a device may be short of). Everything else is captured anew at each save.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ def _is_plain(kind: type) -> bool:
 
 
 def _of_optimizer(optimizer: Optimizer, where: str, peers: Mapping[str, Any]) -> Sight | None:
-    hooks = (optimizer._optimizer_state_dict_pre_hooks, optimizer._optimizer_state_dict_post_hooks)
-    if any(hooks) or not arrays.OWN_TYPES.issuperset(map(type, optimizer.state)):
+    if not arrays.OWN_TYPES.issuperset(map(type, optimizer.state)):
         return None
     value = optimizer.state_dict()
     if list(value) != ["state", "param_groups"] or set(map(type, value["state"].values())) - {dict}:
