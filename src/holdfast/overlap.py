@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from holdfast.errors import CheckpointError
@@ -36,7 +36,7 @@ class Late(Protocol):
     def digests(self) -> list[int]:
         """One for each array, of all its bytes."""
 
-    def samples(self, turn: int) -> list[int]:
+    def samples(self, turn: int) -> list[Hashable]:
         """One for each array, of a few of its bytes; which, depends on `turn`."""
 
 
@@ -62,7 +62,7 @@ class _Trial:
     late: Late
     key: Hashable
     digests: list[int]
-    samples: list[int]
+    samples: list[Hashable]
     written: int
 
     @property
@@ -217,7 +217,7 @@ def _find(things: Mapping[str, Any], states: Mapping[str, PartState], known: Kno
     )
 
 
-def _changed(late: Late, before: list[int], after: list[int]) -> list[str]:
+def _changed(late: Late, before: Sequence[Hashable], after: Sequence[Hashable]) -> list[str]:
     return [name for name, one, other in zip(late.names, before, after, strict=True) if one != other]
 
 

@@ -32,21 +32,18 @@ class _Shared:
 
 
 class _Source:
-    """A file's segments, with what filling needs to know about each."""
+    """A file, and those of its arrays that several blocks need."""
 
-    __slots__ = ("plan", "shared", "stops", "watch")
+    __slots__ = ("plan", "shared")
 
     def __init__(self, plan: PlannedFile, block: int) -> None:
         self.plan = plan
-        self.stops = [segment.stop for segment in plan.segments]
-        self.watch = [
-            dtypes.nonfinite(segment.array.dtype) if segment.checked else None for segment in plan.segments
-        ]
         self.shared: dict[int, _Shared] = {}
         for index, (start, stop, array, *_) in enumerate(plan.segments):
-            uses = (stop - 1) // block - start // block + 1
-            if uses > 1 and not isinstance(array, HostArray):
-                self.shared[index] = _Shared(uses)
+            if not isinstance(array, HostArray):
+                uses = (stop - 1) // block - start // block + 1
+                if uses > 1:
+                    self.shared[index] = _Shared(uses)
 
 
 class Filling:
@@ -61,8 +58,9 @@ class Filling:
         """For each block of a file, when its bytes may be copied."""
         source, block = self._sources[file], self._block
         count = -(-source.plan.size // block)
-        if not any(segment.late for segment in source.plan.segments):
-            return ["early"] * count
+        late = [segment.late for segment in source.plan.segments]
+        if not any(late) or all(late):
+            return ["late" if any(late) else "early"] * count
         holds = {False: bytearray(count), True: bytearray(count)}
         for segment in source.plan.segments:
             first, last = segment.start // block, (segment.stop - 1) // block
@@ -85,11 +83,11 @@ class Filling:
         if late is not False:
             target[: len(header)] = np.frombuffer(header, np.uint8)
         segments = source.plan.segments
-        index = bisect_right(source.stops, base)
+        index = bisect_right(source.plan.stops, base)
         run: list[Bytes] = []
         first, length = index, 0
         while index < len(segments):
-            start, stop, array, _, _, _, behind = segment = segments[index]
+            start, stop, array, _, _, _, behind, _ = segment = segments[index]
             if start >= end:
                 break
             if late is not None and behind is not late:
@@ -140,14 +138,14 @@ class Filling:
     def _gather(self, file: int, first: int, run: list[Bytes], target: Bytes, base: int) -> None:
         """Copies whole neighbouring arrays in one call, then looks at them dtype by dtype."""
         source = self._sources[file]
-        segments, watch = source.plan.segments, source.watch
+        segments = source.plan.segments
         last = first + len(run)
         offset = segments[first].start - base
         np.concatenate(run, out=target[offset : segments[last - 1].stop - base])
         index = first
         while index < last:
-            kind, begin = watch[index], index
-            while index < last and watch[index] is kind:
+            kind, begin = segments[index].watch, index
+            while index < last and segments[index].watch is kind:
                 index += 1
             if kind is None or finite(
                 target[segments[begin].start - base : segments[index - 1].stop - base], kind
@@ -166,7 +164,7 @@ class Filling:
         shared = source.shared.get(index)
         view = self._open(segment, shared)
         piece, place = view[begin - segment.start : stop - segment.start], target[begin - base : stop - base]
-        kind = source.watch[index]
+        kind = segment.watch
         if kind is None or (file, index) in self._found:
             np.copyto(place, piece)
         else:

@@ -21,7 +21,7 @@ class Segment(NamedTuple):
     """Bytes `start` to `stop` of a file, where they come from, and whom to name if not finite.
 
     The bytes of an array, or of several small ones that are opened together. Those that are `late` may be
-    copied behind the training, until `pending.settle` returns.
+    copied behind the training, until `pending.settle` returns; `watch` is how numbers look that are not finite.
     """
 
     start: int
@@ -30,17 +30,19 @@ class Segment(NamedTuple):
     part: str
     name: str
     checked: tuple[tuple[str, str], ...]
-    late: bool = False
+    late: bool
+    watch: dtypes.NonFinite | None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A payload file to be: the header, then all segments without a hole."""
+    """A payload file to be: the header, then all segments without a hole; where these end once more by itself."""
 
     name: str
     size: int
     header: bytes
     segments: tuple[Segment, ...]
+    stops: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,9 @@ def _place(
         if last > first + 1:
             name = f"{name} … {names[last - 1]}"
         whom = checked.get((part, name), ())
-        segments.append(Segment(start, start + array.nbytes, array, part, name, whom, behind[first]))
-    return PlannedFile(file, offsets[-1], header, tuple(segments))
+        watch = dtypes.nonfinite(array.dtype) if whom else None
+        segments.append(Segment(start, start + array.nbytes, array, part, name, whom, behind[first], watch))
+    return PlannedFile(file, offsets[-1], header, tuple(segments), [segment.stop for segment in segments])
 
 
 def _table(

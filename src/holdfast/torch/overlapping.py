@@ -18,6 +18,9 @@ from holdfast.torch import arrays, optimizers
 from holdfast.torch.partial import Trainable
 
 PIECE = 4096  # bytes of a sample; each array gets three
+_WHOLE = 3 * PIECE
+_SMALL, _LARGE, _DEVICE = range(3)
+_digest = xxhash.xxh3_64_intdigest
 _STRIDE = 2_654_435_761  # takes the third through all of the array, from save to save
 
 
@@ -32,25 +35,27 @@ class Late:
 
     """
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.places: set[tuple[str, str]] = set()
-        self._memory: list[Any] = []  # uint8, one-dimensional: NumPy's here, a tensor on a device
-        self.key: Hashable = frozenset()
+    def __init__(self, found: Iterable[tuple[str, str, Any, int | None]]) -> None:
+        """Of (part, name, memory, address where that counts) for each array.
 
-    @classmethod
-    def of(cls, found: Iterable[tuple[str, str, Any, int | None]]) -> Late:
-        """Of (part, name, memory, address where that counts) for each array."""
-        made = cls()
-        key = set()
-        for part, name, memory, place in found:
-            shown = f"{part}{name}" if name.startswith("/") else f"{part}/{name}"
-            made.names.append(shown)
-            made.places.add((part, name))
-            made._memory.append(memory)
-            key.add((shown, place))
-        made.key = frozenset(key)
-        return made
+        The memory is uint8 and one-dimensional: NumPy's here, a tensor on a device.
+        """
+        found = sorted(found, key=lambda one: _rank(one[2]))
+        self.names = [
+            f"{part}{name}" if name.startswith("/") else f"{part}/{name}" for part, name, *_ in found
+        ]
+        self.places = frozenset((part, name) for part, name, *_ in found)
+        self.key: Hashable = frozenset(
+            (name, place) for name, (*_, place) in zip(self.names, found, strict=True)
+        )
+        self._memory = [memory for *_, memory, _ in found]
+        # As samples take them, so that they are taken quickly: first the small ones, then these, then the devices'.
+        here = [memory.data for memory in self._memory if _rank(memory) < _DEVICE]
+        self._small = [view for view in here if len(view) <= _WHOLE]
+        self._large = [(view, len(view) - PIECE) for view in here if len(view) > _WHOLE]
+        self._heads = [view[:PIECE] for view, _ in self._large]
+        self._tails = [view[room:] for view, room in self._large]
+        self._device = [memory for memory in self._memory if _rank(memory) == _DEVICE]
 
     def digests(self) -> list[int]:
         """A digest of each array, all of it, taken by several threads."""
@@ -64,34 +69,24 @@ class Late:
         share(range(len(found)), look)
         return found
 
-    def samples(self, turn: int) -> list[int]:
-        """A digest of three pieces of each array: both ends, and one that `turn` moves."""
-        found = [0] * len(self._memory)
-        device: list[int] = []
-        for index, memory in enumerate(self._memory):
-            if isinstance(memory, torch.Tensor):
-                device.append(index)
-                continue
-            size = len(memory)
-            if size <= 3 * PIECE:
-                found[index] = xxhash.xxh3_64_intdigest(memory)
-                continue
-            whole = xxhash.xxh3_64()
-            for start in _places(size, turn):
-                whole.update(memory[start : start + PIECE])
-            found[index] = whole.intdigest()
-        if device:
-            self._sample_device(device, turn, found)
-        return found
+    def samples(self, turn: int) -> list[Hashable]:
+        """Digests of three pieces of each array: both ends, and one that `turn` moves; of a small one, of all."""
+        moved = []
+        for memory, room in self._large:
+            start = turn * _STRIDE % room
+            moved.append(_digest(memory[start : start + PIECE]))
+        found: list[Hashable] = list(map(_digest, self._small))
+        found += zip(map(_digest, self._heads), moved, map(_digest, self._tails), strict=True)
+        return found + (self._sample_devices(turn) if self._device else [])
 
-    def _sample_device(self, indices: list[int], turn: int, found: list[int]) -> None:
+    def _sample_devices(self, turn: int) -> list[int]:
         """The same for arrays on devices, with one copy to the host for each device."""
+        found = [0] * len(self._device)
         pieces: dict[Any, list[tuple[int, torch.Tensor]]] = {}
-        for index in indices:
-            memory = self._memory[index]
+        for index, memory in enumerate(self._device):
             size = memory.numel()
-            starts = _places(size, turn) if size > 3 * PIECE else (0,)
-            length = PIECE if size > 3 * PIECE else size
+            starts = (0, turn * _STRIDE % (size - PIECE), size - PIECE) if size > _WHOLE else (0,)
+            length = PIECE if size > _WHOLE else size
             own = pieces.setdefault(memory.device, [])
             own += [(index, memory[start : start + length]) for start in starts]
         for own in pieces.values():
@@ -101,10 +96,13 @@ class Late:
                 stop = offset + piece.numel()
                 found[index] = xxhash.xxh3_64_intdigest(data[offset:stop], seed=found[index])
                 offset = stop
+        return found
 
 
-def _places(size: int, turn: int) -> tuple[int, int, int]:
-    return 0, turn * _STRIDE % (size - PIECE), size - PIECE
+def _rank(memory: Any) -> int:
+    if isinstance(memory, torch.Tensor):
+        return _DEVICE
+    return _SMALL if len(memory) <= _WHOLE else _LARGE
 
 
 def late(things: Mapping[str, Any], states: Mapping[str, PartState], known: Known) -> Late | None:
@@ -167,7 +165,7 @@ def _find(
                 found.append((part, name, array, tensor, None))
             else:
                 found.append((part, name, array, tensor, place))
-    late = Late.of(
+    late = Late(
         (part, name, memory, pointer)
         for part, name, array, tensor, pointer in found
         if array.identity not in elsewhere and (memory := _memory(array, tensor)) is not None
