@@ -324,7 +324,7 @@ SAFEGUARDS = [
         "state/known.py",
         "known.basis == basis and _same(known.arrays, arrays)",
         "known.basis == basis",
-        "tests/frameworks/test_torch_sight.py -k another_part_beside_it",
+        "tests/frameworks/test_torch_sight.py -k what_is_derived",
     ),
     Safeguard(
         "a dropped model's memory is let go",
