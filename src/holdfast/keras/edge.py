@@ -52,6 +52,8 @@ def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> Part
     """A tracked thing's variables; `peers` are all tracked things, for parameter names."""
     if kind == "keras.Optimizer":
         return optimizers.capture(thing, where, peers)
+    if kind == "keras.Metrics" and not thing.inside():
+        return variables.capture({}, kind, where)
     if kind != "keras.Model":
         return variables.capture(named_variables(thing), kind, where)
     settle(thing)
@@ -83,7 +85,7 @@ def plan_restore(
         foreign.plan_restore(thing, part, plan, peers, keep=keep)
     elif kind == "keras.Optimizer":
         optimizers.plan_restore(thing, part, plan, peers, keep=keep)
-    else:
+    elif kind != "keras.Metrics" or part.entries:
         variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
     if kind == "keras.Model":
         plan.after(lambda: _finalize(thing))
