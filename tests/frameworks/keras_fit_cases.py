@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -243,6 +244,47 @@ def test_a_data_set_that_shuffles_without_a_seed_is_said_on_each_backend(tmp_pat
         make().fit(data, epochs=2, verbose=0, callbacks=[holdfast.keras.Callback(run)])
         run.close()
         assert said().count("shuffles without a seed") == 1
+
+
+# -- what Keras does, and the callback relies on ---------------------------------------------------
+
+
+def test_boundaries_are_called_in_the_main_thread_on_each_backend():
+    """A lone callback sees the end of a batch in another thread (with TensorFlow in this one), and its begin in none but this."""
+    found = {"begin": set(), "end": set()}
+
+    class Notes(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            found["begin"].add(threading.current_thread() is threading.main_thread())
+
+        def on_train_batch_end(self, batch, logs=None):
+            found["end"].add(threading.current_thread() is threading.main_thread())
+
+    make().fit(X, Y, epochs=2, verbose=0, callbacks=Notes())
+    assert found == {"begin": {True}, "end": {BACKEND == "tensorflow"}}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the others shuffle by themselves")
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_seed_of_tensorflow_gives_all_epochs_of_arrays_one_order(seed):
+    """With a global seed TensorFlow gives arrays the same order in each epoch, and without one another in each."""
+    import tensorflow as tf
+
+    orders = []
+
+    class Notes(keras.Sequential):
+        def train_step(self, data):
+            orders[-1] += data[1].numpy().tolist()
+            return super().train_step(data)
+
+    model = Notes([layers.Input((64,)), layers.Dense(10)])
+    tf.random.set_seed(seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    begins = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: orders.append([]))
+    model.fit(X, Y, epochs=3, batch_size=64, verbose=0, callbacks=[begins])
+    assert len({tuple(order) for order in orders}) == (1 if seed else 3)
+    assert orders[0] != Y.tolist()
 
 
 # -- what is not installed -----------------------------------------------------------------------
