@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 
-from holdfast.errors import FormatError, UsageError
+from holdfast.errors import UsageError
 from holdfast.keras import describing, foreign, optimizers, variables
 from holdfast.keras import streams as own_streams
 from holdfast.keras.measures import Measures
-from holdfast.state import adapters
+from holdfast.state import adapters, idle
 from holdfast.state.part import PartState, Plan, SavedPart
 
 plan_variable = variables.plan_variable
@@ -116,25 +116,14 @@ def plan_restore_options(
     optimizers.plan_restore_options(thing, part, plan, peers, keep=keep)
 
 
-def special(_value: Any) -> None:
-    return None
-
-
-def revive(tag: str, _value: Any) -> Any:
-    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
-
+# An optimizer that gathers gradients has variables for them; none tells of its steps.
+gradients, set_gradients = idle.gradients, idle.set_gradients
+on_step, late, before_step = idle.on_step, idle.late, idle.before_step
+special, revive = idle.special, idle.revive
 
 streams = own_streams.capture
 set_streams = own_streams.restore
 seed = own_streams.seed
-
-
-def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    return {}, False
-
-
-def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
-    """An optimizer that gathers gradients has variables for them."""
 
 
 def flags(thing: Any) -> dict[str, bool]:
@@ -162,18 +151,6 @@ def _layers(layer: Any, name: str = "", seen: set[int] | None = None) -> Iterato
     yield name, layer
     for label, child in variables.children(layer):
         yield from _layers(child, f"{name}/{label}" if name else label, seen)
-
-
-def on_step(_thing: Any, _notify: Any) -> None:
-    return None
-
-
-def late(_things: Mapping[str, Any], _states: Mapping[str, Any]) -> None:
-    """Keras' optimizers tell of no step: everything is copied at once."""
-
-
-def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
-    return None
 
 
 def declared(thing: Any) -> dict[str, Any] | None:
