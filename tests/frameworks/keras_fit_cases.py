@@ -192,6 +192,22 @@ def test_an_epoch_that_is_cut_out_of_plain_data_is_said(tmp_path, said):
     assert "fit(steps_per_epoch=…) goes on through its data" in said()
 
 
+def test_a_slow_save_is_no_save_inside_an_epoch(tmp_path, said):
+    """A save at an epoch's end that waits for the one before does not warn of saves in the middle of an epoch."""
+
+    class Postpones(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            run._training._postponed = "1 epoch" if epoch == 1 else None
+
+    run = holdfast.Run(tmp_path / "run", every=Every(epochs=1))
+    make().fit(X, Y, epochs=3, verbose=0, callbacks=[holdfast.keras.Callback(run), Postpones()])
+    run.close()
+    assert "can only begin an epoch anew" not in said()
+    run = holdfast.Run(tmp_path / "steps", every=Every(steps=2))
+    make().fit(X, Y, epochs=2, verbose=0, callbacks=[holdfast.keras.Callback(run)])
+    assert said().count("can only begin an epoch anew") == 1
+
+
 def test_a_backup_that_is_ahead_is_named(tmp_path):
     """Where BackupAndRestore has set another epoch than the run's, the error names it."""
 
