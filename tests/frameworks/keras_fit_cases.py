@@ -192,6 +192,36 @@ def test_an_epoch_that_is_cut_out_of_plain_data_is_said(tmp_path, said):
     assert "fit(steps_per_epoch=…) goes on through its data" in said()
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_cell_that_is_run_again_on_each_backend(tmp_path, epoch):
+    """The cell of a notebook with Run and fit, interrupted and run again, goes on, though the learning rate has changed."""
+
+    class Interrupts(keras.callbacks.Callback):
+        def on_epoch_begin(self, number, logs=None):
+            self.number = number
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (self.number, batch) == (epoch, 2):
+                raise KeyboardInterrupt
+
+    def cell(*others):
+        run = holdfast.Run(tmp_path / "run")
+        halves = keras.callbacks.LearningRateScheduler(lambda number, rate: rate / 2)
+        model.fit(X, Y, epochs=4, verbose=0, callbacks=[halves, holdfast.keras.Callback(run), *others])
+        return run
+
+    model = make()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            cell(Interrupts())
+    run = cell()
+    assert run.progress.epoch == 4
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.001 / 16)
+    model.optimizer.learning_rate = 0.5
+    with pytest.raises(holdfast.UsageError, match="learning_rate: 0.001.* when saved, 0.5 here"):
+        cell()
+
+
 def test_a_slow_save_is_no_save_inside_an_epoch(tmp_path, said):
     """A save at an epoch's end that waits for the one before does not warn of saves in the middle of an epoch."""
 

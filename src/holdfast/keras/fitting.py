@@ -18,7 +18,7 @@ import keras
 from holdfast import resuming
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
-from holdfast.keras import building, edge
+from holdfast.keras import building, edge, rates
 from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
 from holdfast.keras.fingerprints import fingerprint_of
@@ -174,6 +174,10 @@ class Fitting:
                     found=name,
                 )
             training.track(name, thing)
+            if isinstance(thing, keras.optimizers.Optimizer):
+                said = rates.declared(thing, training.options.path)
+                if said is not None:
+                    training.declared[name] = said
 
     def _is_inside(self) -> bool:
         return self._training.position.batch > 0
@@ -267,8 +271,15 @@ class Fitting:
                 training.boundary(between=True)
             elif batch:
                 training.pass_by(_RESTART)
+            if batch == self._offset:  # others have begun the epoch
+                self._look_at_rates()
             training.hand_out()
             self._done = batch
+
+    def _look_at_rates(self) -> None:
+        for thing in self._training.things.values():
+            if isinstance(thing, keras.optimizers.Optimizer):
+                rates.look_at(thing)
 
     def _count(self, done: int) -> None:
         position = self._training.position
@@ -290,6 +301,7 @@ class Fitting:
         with self._leaving():
             training, loop, model = self._training, self._loop, self._model
             self._count_last()
+            self._look_at_rates()
             if self._offset:
                 self._count_as_before()
             training.journal.log({name: value for name, value in logs.items() if _is_number(value)})
