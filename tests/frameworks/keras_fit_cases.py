@@ -257,6 +257,27 @@ def test_a_backup_that_is_ahead_is_named(tmp_path):
         run.close()
 
 
+@pytest.mark.parametrize("kind", ["loader", "list"])
+def test_a_loader_of_torch_is_continued_inside_an_epoch_on_each_backend(tmp_path, kind):
+    """A shuffled torch DataLoader, or a list of batches, through run.batches goes on at its batch."""
+    torch = pytest.importorskip("torch")
+
+    def training(path, number=0, die=None):
+        torch.manual_seed(number)
+        tensors = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+        loader = torch.utils.data.DataLoader(tensors, batch_size=24, shuffle=True)
+        data = (
+            loader if kind == "loader" else [(X[at : at + 24], Y[at : at + 24]) for at in range(0, 200, 24)]
+        )
+        every = Every(epochs=1, steps=3)
+        return launch(path, number, data=lambda run: (run.batches(data),), die=die, every=every)
+
+    straight = training(tmp_path / "straight")
+    assert training(tmp_path / "run", 0, (1, 4)) is None
+    assert training(tmp_path / "run", 1, (1, 7)) is None
+    assert training(tmp_path / "run", 2) == straight
+
+
 # -- data of TensorFlow --------------------------------------------------------------------------
 
 

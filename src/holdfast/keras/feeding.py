@@ -7,6 +7,7 @@ is what was trained, never what was handed out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,7 +81,10 @@ class Feed(Batches, DataAdapter):  # type: ignore[misc] # Keras brings no types
         if hook is not None:
             hook()
         self.loop.training.loader.source = self.source
-        self._items = self.loop.start(self.source, quiet=True)
+        items = self.loop.start(self.source, quiet=True)
+        # Some loaders draw their order at the first batch: that must come before what Keras draws to ask for it.
+        first = next(items, None)
+        self._items = items if first is None else itertools.chain([first], items)
 
     def on_epoch_end(self) -> None:
         hook = getattr(self.dataset, "on_epoch_end", None)
