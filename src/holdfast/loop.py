@@ -280,14 +280,19 @@ class Loop:
         self.training.loader.source = source
         return source
 
-    def _check_fingerprint(self, source: Source) -> None:
+    def check_fingerprint(self, here: dict[str, Any] | None) -> None:
+        """Compares the facts about the data of this launch, as far as there are any, with those of the launch that saved.
+
+        Raises:
+            UsageError: they are other data.
+
+        """
         training = self.training
-        here = source.fingerprint()
         saved = training.loader.fingerprint
         if saved is None and training.origin is not None:
             saved = training.origin.loader
         training.loader.fingerprint = here
-        if saved is None or saved == here or "loader" in training.options.changed:
+        if saved is None or here is None or saved == here or "loader" in training.options.changed:
             return
         errors, warnings = compare_fingerprints(saved, here)
         if errors:
@@ -307,7 +312,7 @@ class Loop:
         A `quiet` start is no boundary: nothing is saved before the first batch.
         """
         training = self.training
-        self._check_fingerprint(source)
+        self.check_fingerprint(source.fingerprint())
         position = training.position
         manifest, self.again = self.again, None
         random = training.restored_random if self.first_epoch else {}

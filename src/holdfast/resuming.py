@@ -199,7 +199,7 @@ def _start_from(training: Training) -> dict[str, Any]:
         capture.plan_restore(thing, checkpoint.saved(part), plan, training.things, keep=_kept(part, fresh))
         record[part] = {"reference": str(reference), "run": manifest.run, "name": checkpoint.name}
     for reference, plan in plans.items():
-        plan.check_fit(opened[reference].path)
+        plan.check_fit(opened[reference].path, "leave the part out of init")
     training.torn = bool(plans)  # until all are read
     for index, (reference, plan) in enumerate(plans.items()):
         try:
@@ -224,7 +224,7 @@ def _restore(training: Training, path: str) -> Manifest:
     plan = Plan()
     for name, thing in targets.items():
         capture.plan_restore(thing, checkpoint.saved(name), plan, training.things, keep=_kept(name, applying))
-    plan.check_fit(path)
+    plan.check_fit(path, _anew(plan))
     values: dict[str, Any] = {
         name: plan.value(checkpoint.saved(name)) for name in ("state", "random", "grads") if name in saved
     }
@@ -257,6 +257,11 @@ def _restore(training: Training, path: str) -> Manifest:
     if training.restored_random:  # last: nothing after this may draw from a stream
         _restore_streams(training.restored_random, path)
     return manifest
+
+
+def _anew(plan: Plan) -> str:
+    parts = {name.partition("/")[0] for name in (*plan.missing, *plan.unexpected, *plan.different)}
+    return f"begin with this launch's values of what differs: fresh={sorted(parts)!r}"
 
 
 def _set_gradients(training: Training, gradients: Mapping[str, Any]) -> None:
@@ -382,7 +387,7 @@ def restore_again(training: Training) -> None:
     values: dict[str, Any] = {
         name: plan.value(checkpoint.saved(name)) for name in ("state", "grads") if name in saved
     }
-    plan.check_fit(checkpoint.path)
+    plan.check_fit(checkpoint.path, _anew(plan))
     try:
         checkpoint.read(plan)
     except HoldfastError:

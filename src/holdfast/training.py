@@ -396,7 +396,9 @@ class Training:
         saver = self.need_saver()
         saver.poll()
         asked = self.departure.signal  # the time limit is planned for where an epoch ends
-        due = self._explicit or self.signals.snapshot_asked or self._due(epoch_end=False) is not None
+        # One that the end of the last epoch postponed has not come due here.
+        due = self._postponed is None and self._due(epoch_end=False) is not None
+        due = due or self._explicit or self.signals.snapshot_asked
         if (due or asked is not None) and not self._told_why:
             self._told_why = True
             logger.warning("%s", why)

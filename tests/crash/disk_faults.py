@@ -363,9 +363,9 @@ def serve(modules, answers):
     lease.BEAT_SECONDS = 1e6
     environment._git = lambda: None
     for name in modules:
-        importlib.import_module(name)
-    if "torch" in modules:
-        importlib.import_module("scenarios").warm()
+        module = importlib.import_module(name)
+        if name.endswith("scenarios"):
+            module.warm()
     gc.freeze()  # a collection in a child would copy every page
     with open(answers, "w") as out:
         for line in sys.stdin:

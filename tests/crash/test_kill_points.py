@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from importlib.util import find_spec
 
 import pytest
 from disk_faults import WRITES, Killing, Numbered, Zygote, child, files, prepared, succeed
@@ -20,7 +22,19 @@ def zygote():
 @pytest.fixture(scope="module")
 def zygote_of_torch():
     pytest.importorskip("torch", reason="torch is not installed")
-    zygote = Zygote("torch", "holdfast.torch", "holdfast.exchange.importing", "safetensors.torch")
+    zygote = Zygote(
+        "torch", "holdfast.torch", "holdfast.exchange.importing", "safetensors.torch", "scenarios"
+    )
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="module")
+def zygote_of_keras():
+    pytest.importorskip("torch", reason="torch is not installed")
+    if find_spec("keras") is None:
+        pytest.skip("Keras is not installed")
+    zygote = Zygote("torch", "keras_scenarios", "holdfast.keras.callback", "holdfast.keras.edge")
     yield zygote
     zygote.close()
 
@@ -37,12 +51,19 @@ def test_killed_anywhere_with_torch(name, zygote_of_torch, memory, tried):
     tried("kills", zygote_of_torch.ask("test_kill_points:kill_everywhere", name=name, place=memory))
 
 
+def test_killed_anywhere_in_fit(zygote_of_keras, memory, tried):
+    """The same where Keras' `fit` is the loop, and the callback is what saves."""
+    tried("kills", zygote_of_keras.ask("test_kill_points:kill_everywhere", name="Fitted", place=memory))
+
+
 # -- in the zygote -----------------------------------------------------------------------------------
 
 
 def kill_everywhere(name, place):
     """Kills a scenario after each of its calls, and in the middle of each write; gives how often."""
-    kind = {**SCENARIOS, **TORCH}[name]
+    own = {**SCENARIOS, **TORCH}
+    # Keras is imported by its zygote alone, before it forks.
+    kind = own[name] if name in own else sys.modules["keras_scenarios"].SCENARIOS[name]
     renew = prepared(kind, place)
     scenario = renew()
     calls = succeed(child(record, scenario))

@@ -14,7 +14,7 @@ import numpy as np
 
 from holdfast.errors import FormatError, UsageError
 from holdfast.payload.array import Array
-from holdfast.state import extended
+from holdfast.state import extended, idle
 from holdfast.state.arrays import Allocation
 
 BATCHED: frozenset[str] = frozenset()  # each array goes to its device by a call of its own
@@ -60,7 +60,7 @@ def revive(tag: str, value: Any) -> Any:
     """The value of a tag that `special` made."""
     if tag == "jax.key":
         return jax.random.wrap_key_data(value[1], impl=value[0])
-    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
+    return idle.revive(tag, value)
 
 
 def streams() -> dict[str, Any]:
@@ -75,40 +75,11 @@ def seed(_number: int) -> None:
     """JAX has no global stream."""
 
 
-def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    return {}, False
-
-
-def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
-    """JAX's gradients are values."""
-
-
-def flags(_thing: Any) -> dict[str, bool]:
-    return {}
-
-
-def set_flags(_thing: Any, _values: Mapping[str, bool]) -> None:
-    """JAX's models have none."""
-
-
-def on_step(_thing: Any, _notify: Any) -> None:
-    return None
-
-
-def sight_of(_thing: Any, _kind: str, _where: str, _peers: Mapping[str, Any]) -> None:
-    """Everything is captured anew at each save."""
-
-
-def late(_things: Mapping[str, Any], _states: Mapping[str, Any], _known: Any) -> None:
-    """JAX's arrays never change: nothing has to wait for them."""
-
-
-def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
-    return None
-
-
-def declared(_thing: Any) -> None:
-    return None
+# Gradients are values here, and no optimizer tells of its steps.
+gradients, set_gradients = idle.gradients, idle.set_gradients
+on_step, late, before_step = idle.on_step, idle.late, idle.before_step
+sight_of = idle.sight_of
+flags, set_flags, declared = idle.flags, idle.set_flags, idle.declared
 
 
 def outline(_thing: Any) -> None:

@@ -35,9 +35,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    from holdfast.state import adapters
 
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(adapters.part_of("keras", _HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

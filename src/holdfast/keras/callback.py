@@ -56,6 +56,11 @@ class Callback(keras.callbacks.Callback):  # type: ignore[misc] # Keras brings n
         """Saves what is due between two batches."""
         self._current().begin_batch(batch)
 
+    def on_test_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+        """Brings a shuffled validation set to the order that comes next."""
+        if self._fitting is not None:  # else somebody evaluates, without a fit around it
+            self._fitting.begin_validation()
+
     def on_train_end(self, logs: Any = None) -> None:  # noqa: ARG002
         """Lets other callbacks end a training that was complete before."""
         self._current().end()

@@ -8,11 +8,11 @@ from typing import Any
 
 import keras
 
-from holdfast.errors import FormatError, UsageError
+from holdfast.errors import UsageError
 from holdfast.keras import describing, foreign, optimizers, variables
 from holdfast.keras import streams as own_streams
 from holdfast.keras.measures import Measures
-from holdfast.state import adapters
+from holdfast.state import adapters, idle
 from holdfast.state.part import PartState, Plan, SavedPart
 
 plan_variable = variables.plan_variable
@@ -52,6 +52,8 @@ def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> Part
     """A tracked thing's variables; `peers` are all tracked things, for parameter names."""
     if kind == "keras.Optimizer":
         return optimizers.capture(thing, where, peers)
+    if kind == "keras.Metrics" and not thing.inside():
+        return variables.capture({}, kind, where)
     if kind != "keras.Model":
         return variables.capture(named_variables(thing), kind, where)
     settle(thing)
@@ -83,7 +85,7 @@ def plan_restore(
         foreign.plan_restore(thing, part, plan, peers, keep=keep)
     elif kind == "keras.Optimizer":
         optimizers.plan_restore(thing, part, plan, peers, keep=keep)
-    else:
+    elif kind != "keras.Metrics" or part.entries:
         variables.plan_restore(named_variables(thing), part, plan, f"keras {type(thing).__name__}")
     if kind == "keras.Model":
         plan.after(lambda: _finalize(thing))
@@ -114,25 +116,15 @@ def plan_restore_options(
     optimizers.plan_restore_options(thing, part, plan, peers, keep=keep)
 
 
-def special(_value: Any) -> None:
-    return None
-
-
-def revive(tag: str, _value: Any) -> Any:
-    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
-
+# An optimizer that gathers gradients has variables for them; none tells of its steps.
+gradients, set_gradients = idle.gradients, idle.set_gradients
+on_step, late, before_step = idle.on_step, idle.late, idle.before_step
+sight_of = idle.sight_of
+special, revive = idle.special, idle.revive
 
 streams = own_streams.capture
 set_streams = own_streams.restore
 seed = own_streams.seed
-
-
-def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    return {}, False
-
-
-def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
-    """An optimizer that gathers gradients has variables for them."""
 
 
 def flags(thing: Any) -> dict[str, bool]:
@@ -160,22 +152,6 @@ def _layers(layer: Any, name: str = "", seen: set[int] | None = None) -> Iterato
     yield name, layer
     for label, child in variables.children(layer):
         yield from _layers(child, f"{name}/{label}" if name else label, seen)
-
-
-def on_step(_thing: Any, _notify: Any) -> None:
-    return None
-
-
-def sight_of(_thing: Any, _kind: str, _where: str, _peers: Mapping[str, Any]) -> None:
-    """Everything is captured anew at each save."""
-
-
-def late(_things: Mapping[str, Any], _states: Mapping[str, Any], _known: Any) -> None:
-    """Keras' optimizers tell of no step: everything is copied at once."""
-
-
-def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
-    return None
 
 
 def declared(thing: Any) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ is what was trained, never what was handed out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from holdfast.errors import UsageError
+from holdfast.keras import surroundings
 from holdfast.loop import Batches, Loop
 from holdfast.state import streams
 from holdfast.state.source import Source
@@ -26,6 +28,8 @@ class Feed(Batches, DataAdapter):  # type: ignore[misc] # Keras brings no types
     def __init__(self, loop: Loop, find: Callable[[], Source]) -> None:
         super().__init__(loop, find)
         self.loop = loop
+        self.iterator: Any = None
+        """Keras' iterator over epochs of the `fit` that trains on these batches."""
         self._source: Source | None = None
         self._items: Iterator[Any] = iter(())
         self._counts: list[int] = []
@@ -57,16 +61,30 @@ class Feed(Batches, DataAdapter):  # type: ignore[misc] # Keras brings no types
     # -- what Keras asks -------------------------------------------------------------------------
 
     def on_epoch_begin(self) -> None:
-        """An epoch of `fit`, or a look at one batch before it: to build a model."""
-        if self.loop.active != "fit":
+        """An epoch of `fit`, or a look at one batch before it: to build a model.
+
+        Raises:
+            UsageError: Keras would train or evaluate on these batches, and no run would know.
+
+        """
+        if surroundings.builds():
             self._items = iter([self.example()])
             return
+        if self.loop.active != "fit" or surroundings.caller() is not self.iterator:
+            raise UsageError(
+                "run.batches(…) are the batches that a run trains on, and here Keras would use them without the run. Next: "
+                "fit(…, callbacks=[holdfast.keras.Callback(run)]); for validation_data=, evaluate and predict give the data "
+                "themselves."
+            )
         self._counts, self._begin = [], self.loop.training.position.batch
         hook = getattr(self.dataset, "on_epoch_begin", None)
         if hook is not None:
             hook()
         self.loop.training.loader.source = self.source
-        self._items = self.loop.start(self.source, quiet=True)
+        items = self.loop.start(self.source, quiet=True)
+        # Some loaders draw their order at the first batch: that must come before what Keras draws to ask for it.
+        first = next(items, None)
+        self._items = items if first is None else itertools.chain([first], items)
 
     def on_epoch_end(self) -> None:
         hook = getattr(self.dataset, "on_epoch_end", None)

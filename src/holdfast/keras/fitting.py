@@ -18,14 +18,16 @@ import keras
 from holdfast import resuming
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
-from holdfast.keras import building, edge
+from holdfast.keras import building, edge, rates
 from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
+from holdfast.keras.fingerprints import fingerprint_of
 from holdfast.keras.measures import Measures
 from holdfast.keras.model import STRUCTURE, structure
-from holdfast.keras.rounds import rounds_of
+from holdfast.keras.rounds import ValidationRounds, rounds_of
 from holdfast.keras.seeding import warn_of_order
 from holdfast.keras.surroundings import Surroundings
+from holdfast.log import logger
 from holdfast.state import capture, streams
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ _RESTART = (
     "The data given to fit can only begin an epoch anew, so nothing is saved in the middle of one: saves that come due "
     "there wait for its end, and a training that is ended there does that epoch again from its start. Next: give the "
     "data through run.batches(…) to save and continue at any batch."
+)
+
+_CUT = (
+    "fit(steps_per_epoch=…) goes on through its data where the epoch before has ended; a training that is continued begins "
+    "them at their start, so that its batches may be others than those of an uninterrupted one. All else is continued. "
+    "Next: leave it out, and give run.batches(…) data of the length of an epoch, dataset.take(…) say."
 )
 
 
@@ -59,6 +67,7 @@ class Fitting:
         adapter = getattr(around.iterator, "data_adapter", None)
         self._feed = adapter if isinstance(adapter, Feed) else None
         self._rounds = rounds_of(around.iterator)
+        self._validation = ValidationRounds(model)
         self._company = Company(self._others(adapter))
         self._first = True
         self._inside = False
@@ -78,6 +87,7 @@ class Fitting:
             others.append(data)
         # A closer may be there of an earlier fit with the same list.
         others = [one for one in others if not isinstance(one, Closer)]
+        others.append(self._validation)
         return others if self._rounds is None else [*others, self._rounds]
 
     # -- the training --------------------------------------------------------------------------
@@ -89,6 +99,7 @@ class Fitting:
         if loop.active == _FIT:  # an exception ended an earlier fit, and no callback was told
             loop.leave(early=True)
         goal = run._goal(_FIT, int((self._callback.params or {}).get("epochs") or 0))
+        self._check_alone()
         self._check_data()
         building.build(model, self._around.iterator)
         self._track()
@@ -99,12 +110,23 @@ class Fitting:
         self._entered = loop.enter("epochs", goal, call="fit", takes=self._takes, inside=self._around.inside)
         if self._entered:
             loop.active = _FIT
+            if self._feed is None:
+                with self._leaving():
+                    loop.check_fingerprint(fingerprint_of(self._around.iterator))
         # fit takes 0 for "not given".
         model._initial_epoch = training.position.epoch if self._entered else goal
 
     def _takes(self, manifest: Manifest) -> bool:
         inside = manifest.progress.batch or manifest.progress.entered
         return not inside or (self._feed is not None and manifest.loader is not None)
+
+    def _check_alone(self) -> None:
+        callbacks = [] if self._around.callbacks is None else self._around.callbacks.callbacks
+        if sum(isinstance(one, type(self._callback)) for one in callbacks) > 1:
+            raise UsageError(
+                "fit was given two of these callbacks; each would be the first and the last in the list, and restore the "
+                "model. Next: leave one out; holdfast.keras.ModelCheckpoint saves to a second place."
+            )
 
     def _check_data(self) -> None:
         iterator, feed = self._around.iterator, self._feed
@@ -121,6 +143,18 @@ class Fitting:
             )
         if feed is None:
             warn_of_order(iterator)
+            if getattr(iterator, "steps_per_epoch", None):
+                logger.warning("%s", _CUT)
+            return
+        beside = [name for name, value in self._around.arguments.items() if value is not None]
+        if beside:  # Keras would leave it out, and train on
+            raise UsageError(
+                f"fit was given {', '.join(f'{name}=' for name in beside)} beside run.batches(…), which hands out whole batches. "
+                f"Next: put targets and the weights of the samples into the data, run.batches((x, y, weights), …); a weight "
+                f"of a class is that of its samples, [class_weight[label] for label in y].",
+                found=beside,
+            )
+        feed.iterator = iterator
 
     def _track(self) -> None:
         training = self._training
@@ -129,7 +163,7 @@ class Fitting:
         for name, thing in vars(self._model).items():
             if isinstance(thing, keras.optimizers.Optimizer):
                 parts[re.sub(r"[^a-z0-9_]", "_", name.lower()).strip("_")] = thing
-        parts |= {"metrics": Measures(self._model), "callbacks": self._company}
+        parts |= {"metrics": Measures(self._model, self._is_inside), "callbacks": self._company}
         for name, thing in parts.items():
             if id(thing) in tracked:
                 continue
@@ -140,6 +174,13 @@ class Fitting:
                     found=name,
                 )
             training.track(name, thing)
+            if isinstance(thing, keras.optimizers.Optimizer):
+                said = rates.declared(thing, training.options.path)
+                if said is not None:
+                    training.declared[name] = said
+
+    def _is_inside(self) -> bool:
+        return self._training.position.batch > 0
 
     def _put_first_and_last(self) -> None:
         closer = Closer(self)
@@ -196,9 +237,11 @@ class Fitting:
     def _check_start(self, epoch: int) -> None:
         here = self._training.position.epoch
         if epoch != here:
+            kinds = [type(one).__name__ for one in self._around.callbacks.callbacks]
+            what = "BackupAndRestore" if "BackupAndRestore" in kinds else "initial_epoch"
             raise UsageError(
                 f"fit begins at epoch {epoch}, and the run {self._run.path} stands at {here}. "
-                f"Next: leave initial_epoch out, the run knows where to go on.",
+                f"Next: leave {what} out, the run knows where to go on.",
                 expected=here,
                 found=epoch,
             )
@@ -228,8 +271,15 @@ class Fitting:
                 training.boundary(between=True)
             elif batch:
                 training.pass_by(_RESTART)
+            if batch == self._offset:  # others have begun the epoch
+                self._look_at_rates()
             training.hand_out()
             self._done = batch
+
+    def _look_at_rates(self) -> None:
+        for thing in self._training.things.values():
+            if isinstance(thing, keras.optimizers.Optimizer):
+                rates.look_at(thing)
 
     def _count(self, done: int) -> None:
         position = self._training.position
@@ -242,11 +292,16 @@ class Fitting:
         known = getattr(self._around.iterator, "num_batches", None)
         self._count(min(done, int(known) + self._offset) if known else done)
 
+    def begin_validation(self) -> None:
+        """Before all other callbacks."""
+        self._validation.begin()
+
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
         """After all other callbacks."""
         with self._leaving():
             training, loop, model = self._training, self._loop, self._model
             self._count_last()
+            self._look_at_rates()
             if self._offset:
                 self._count_as_before()
             training.journal.log({name: value for name, value in logs.items() if _is_number(value)})

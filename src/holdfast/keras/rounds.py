@@ -11,11 +11,12 @@ class Rounds:
 
     Args:
         iterator: Keras' iterator over epochs.
+        learns: whether a length that nobody knows is learned in the first epoch, and known in later ones.
 
     """
 
-    def __init__(self, iterator: Any) -> None:
-        self._iterator = iterator
+    def __init__(self, iterator: Any, *, learns: bool = True) -> None:
+        self._iterator, self._learns = iterator, learns
         self._eager = hasattr(iterator, "_distributed_dataset")
         self._begun = 0
         self._saved = 0
@@ -35,7 +36,7 @@ class Rounds:
         for _ in range(missing):
             iter(self._dataset)
         self._begun += missing if self._eager else missing + 1
-        if self._iterator._num_batches is None:
+        if self._learns and self._iterator._num_batches is None:
             # Where the length is known Keras makes one iterator more in each epoch: it was known by then.
             self._iterator._num_batches = self._length
 
@@ -53,8 +54,37 @@ class Rounds:
         self._length = None if state["length"] is None else int(state["length"])
 
 
-def rounds_of(iterator: Any) -> Rounds | None:
+class ValidationRounds:
+    """The same for the data that `fit` validates on, whose iterator Keras makes when it first does.
+
+    A shuffled set gives the sums of a loss in another order, and other last bits of what callbacks compare.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._iterator: Any = None
+        self._rounds: Rounds | None = None
+        self._saved: Mapping[str, Any] = {}
+
+    def begin(self) -> None:
+        """A validation begins."""
+        iterator = getattr(self._model, "_eval_epoch_iterator", None)
+        if iterator is not self._iterator:
+            self._iterator, self._rounds = iterator, rounds_of(iterator, learns=False)
+            if self._rounds is not None and self._saved:
+                self._rounds.load_state_dict(self._saved)
+        if self._rounds is not None:
+            self._rounds.begin_epoch()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._saved if self._rounds is None else self._rounds.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._saved = state
+
+
+def rounds_of(iterator: Any, *, learns: bool = True) -> Rounds | None:
     """What counts the rounds of the data that an iterator has; None for what is no `tf.data.Dataset`."""
     adapter = getattr(iterator, "data_adapter", None)
     plain = type(adapter).__name__ == "TFDatasetAdapter" and hasattr(adapter, "_dataset")
-    return Rounds(iterator) if plain else None
+    return Rounds(iterator, learns=learns) if plain else None

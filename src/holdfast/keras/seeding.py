@@ -35,12 +35,17 @@ def seed_as_before(run: Any) -> None:
 
 
 def warn_of_order(iterator: Any) -> None:
-    """Says that without a seed TensorFlow shuffles otherwise each time."""
+    """Says that without a seed TensorFlow shuffles otherwise each time: arrays on its backend, its data sets on any."""
+    adapter: Any = getattr(iterator, "data_adapter", None)
+    if type(adapter).__name__ == "TFDatasetAdapter" and hasattr(adapter, "_dataset"):
+        from holdfast.tensorflow import datasets
+
+        datasets.warn_of_order(adapter._dataset)
     if "tensorflow" not in sys.modules or variables.framework() != "tensorflow":
         return
     from holdfast.tensorflow import streams
 
-    shuffles = getattr(getattr(iterator, "data_adapter", None), "_shuffle", False)
+    shuffles = getattr(adapter, "_shuffle", False)
     if shuffles and streams.global_seed() is None:
         logger.warning(
             "TensorFlow's global seed is not set, so each launch shuffles the data of fit in another order; all else "

@@ -20,12 +20,14 @@ class Surroundings:
     Attributes:
         callbacks: the list that holds it, or None.
         iterator: what hands out the batches of an epoch, or None.
+        arguments: what `fit` was given besides the data, as far as it stands there: ``y``, ``sample_weight``, ``class_weight``.
 
     """
 
     def __init__(self, callback: Any, model: Any) -> None:
         self.callbacks: Any = None
         self.iterator: Any = None
+        self.arguments: dict[str, Any] = {}
         self._code: CodeType | None = None
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and self.iterator is None:
@@ -35,6 +37,7 @@ class Surroundings:
                     self.callbacks = owner
             elif owner is model and "epoch_iterator" in frame.f_locals:
                 self.iterator, self._code = frame.f_locals["epoch_iterator"], frame.f_code
+                self.arguments = {name: frame.f_locals.get(name) for name in _BESIDE}
             frame = frame.f_back
 
     @property
@@ -50,6 +53,24 @@ class Surroundings:
             return frame is not None
 
         return inside
+
+
+_BESIDE = ("y", "sample_weight", "class_weight")
+
+
+def builds() -> bool:
+    """Whether Keras looks at a first batch from here, to build a model, and trains on nothing."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in ("_symbolic_build", "_maybe_symbolic_build"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def caller() -> Any:
+    """The object whose method has called the method that asks this."""
+    return sys._getframe(2).f_locals.get("self")
 
 
 def _holds(callbacks: Any, callback: Any) -> bool:

@@ -46,6 +46,14 @@ _ARRAY_TYPES = {
 }
 
 
+class MissingPackageError(UsageError, ImportError):
+    """A `UsageError` that scripts can also catch as Python's own error; `name` is the package."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        UsageError.__init__(self, message, **facts)
+        self.name = facts.get("name")
+
+
 _array_homes: dict[type, str | None] = {}
 _homes: dict[type, str | None] = {}
 
@@ -77,6 +85,7 @@ def edge(framework: str) -> Any:
 
     Raises:
         UsageError: the framework that this process has imported is older than what its edge is written for.
+        MissingPackageError: it is not installed.
 
     """
     if framework == "numpy":
@@ -90,7 +99,29 @@ def edge(framework: str) -> Any:
             expected=expected,
             found=found,
         )
-    return importlib.import_module(f"holdfast.{framework}.edge")
+    return part_of(framework, "edge")
+
+
+def part_of(framework: str, module: str) -> Any:
+    """A module of ours that imports a framework: `holdfast.torch.edge` for "torch" and "edge".
+
+    Raises:
+        MissingPackageError: the framework is not installed, or, for Keras, its backend.
+
+    """
+    try:
+        return importlib.import_module(f"holdfast.{framework}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name not in FRAMEWORKS:
+            raise
+        raise MissingPackageError(
+            f"{error.name} is not installed here, and holdfast.{framework} needs it. Next: pip install {error.name}"
+            f"{_BACKEND if error.name == 'keras' else ''}.",
+            name=error.name,
+        ) from error
+
+
+_BACKEND = " and one of its backends: tensorflow, torch or jax"
 
 
 def is_loaded(framework: str) -> bool:

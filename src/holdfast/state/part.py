@@ -238,8 +238,8 @@ class Plan:
         """Bytes that will be read into arrays."""
         return sum(request.stop - request.start for request in self.requests) + self.small.nbytes
 
-    def check_fit(self, where: str) -> None:
-        """Raises `MismatchError` when anything was noted that does not fit."""
+    def check_fit(self, where: str, otherwise: str = "pass strict=False to load what fits") -> None:
+        """Raises `MismatchError` when anything was noted that does not fit; `otherwise` is the second remedy."""
         if not (self.missing or self.unexpected or self.different):
             return
         lines = [f"{where} does not fit what it is restored into; nothing was changed."]
@@ -256,7 +256,7 @@ class Plan:
         if self.different:
             lines.append("  Different:")
             lines += [f"    {text}" for text in self.different[:20]] + _more(self.different)
-        lines.append("  Next: build the model as it was saved, or pass strict=False to load what fits.")
+        lines.append(f"  Next: build the model as it was saved, or {otherwise}.")
         raise MismatchError(
             "\n".join(lines), missing=self.missing, unexpected=self.unexpected, different=self.different
         )

@@ -237,8 +237,8 @@ _WORDS = {
 }
 
 _NOTES = {
-    "batch_size": "The batch size was {was} and is {now} now: the same samples are passed over, and the "
-    "rest of the epoch comes in batches of {now}.",
+    "batch_size": "The batch size was {was} and is {now} now: the same samples are passed over, and those "
+    "that follow come in batches of {now}.",
     "drop_last": "drop_last was {was} and is {now} now: the end of the interrupted epoch differs.",
 }
 

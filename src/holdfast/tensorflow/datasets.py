@@ -43,6 +43,30 @@ class Orders:
 
 
 _orders: weakref.WeakKeyDictionary[Any, Orders] = weakref.WeakKeyDictionary()
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def warn_of_order(dataset: Any) -> None:
+    """Says, once, that a data set that shuffles without a seed has other orders in each launch."""
+    if dataset in _told or not _shuffles_unseeded(dataset):
+        return
+    _told.add(dataset)
+    logger.warning(
+        "This tf.data.Dataset shuffles without a seed, so each launch draws other orders: an epoch that is continued may see "
+        "samples twice and others not at all. Next: keras.utils.set_random_seed(…), tf.random.set_seed(…) or Run(seed=…) at "
+        "the top of the script, before the data are made; or shuffle(…, seed=…)."
+    )
+
+
+def _shuffles_unseeded(dataset: Any) -> bool:
+    waiting = [dataset]
+    while waiting:
+        node = waiting.pop()
+        seeds: list[Any] = [getattr(node, "_seed", None), getattr(node, "_seed2", None)]
+        if None not in seeds and not any(int(seed) for seed in seeds):
+            return True  # a pair of zeros lets the operation draw its own
+        waiting += getattr(node, "_inputs", list)()
+    return False
 
 
 class DatasetSource:
@@ -66,6 +90,7 @@ class DatasetSource:
 
     def start(self, skip: Skip | None) -> Iterator[Any]:
         self.samples_out = skip.samples if skip else 0
+        warn_of_order(self.dataset)
         items = self._orders.draw(self.dataset)
         if skip:
             pass_over(items, skip.batches)

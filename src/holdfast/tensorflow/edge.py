@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from holdfast.errors import FormatError
+from holdfast.state import idle
 from holdfast.state.part import PartState, Plan, SavedPart
 from holdfast.tensorflow import arrays, datasets, iterators, modules
 from holdfast.tensorflow import streams as own_streams
@@ -74,13 +74,12 @@ def plan_arrays(tensors: dict[str, Any], part: SavedPart, plan: Plan) -> None:
         )
 
 
-def special(_value: Any) -> None:
-    return None
-
-
-def revive(tag: str, _value: Any) -> Any:
-    raise FormatError(f"A value tagged {tag!r} is not known to this version of Holdfast.", found=tag)
-
+# Gradients are values here, and no optimizer tells of its steps.
+gradients, set_gradients = idle.gradients, idle.set_gradients
+on_step, late, before_step = idle.on_step, idle.late, idle.before_step
+sight_of = idle.sight_of
+flags, set_flags, declared = idle.flags, idle.set_flags, idle.declared
+special, revive = idle.special, idle.revive
 
 streams = own_streams.capture
 set_streams = own_streams.restore
@@ -104,42 +103,6 @@ def set_generator_state(generator: Any, state: Any) -> None:
 def freshly_seeded(_generator: Any) -> bool:
     """Whether nothing was drawn from a generator since it was seeded: that cannot be told here."""
     return True
-
-
-def gradients(_things: Mapping[str, Any], _stepped: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    return {}, False
-
-
-def set_gradients(_things: Mapping[str, Any], _values: Mapping[str, Any], _zeros: Any) -> None:
-    """TensorFlow's gradients are values."""
-
-
-def flags(_thing: Any) -> dict[str, bool]:
-    return {}
-
-
-def set_flags(_thing: Any, _values: Mapping[str, bool]) -> None:
-    """A variable is trainable or not for all of its life."""
-
-
-def on_step(_thing: Any, _notify: Any) -> None:
-    return None
-
-
-def sight_of(_thing: Any, _kind: str, _where: str, _peers: Mapping[str, Any]) -> None:
-    """Everything is captured anew at each save."""
-
-
-def late(_things: Mapping[str, Any], _states: Mapping[str, Any], _known: Any) -> None:
-    """A read variable is copied by TensorFlow before it is written; nothing has to wait."""
-
-
-def before_step(_things: Mapping[str, Any], _notify: Any) -> None:
-    return None
-
-
-def declared(_thing: Any) -> None:
-    return None
 
 
 def outline(thing: Any) -> dict[str, Any] | None:
