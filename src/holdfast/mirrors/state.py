@@ -1,0 +1,76 @@
+"""One mirror of a run, as this process knows it: how far it is, and what went wrong there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from holdfast.errors import UsageError
+from holdfast.mirrors.folder import Folder
+from holdfast.mirrors.mirror import Mirror
+from holdfast.mirrors.place import Place
+from holdfast.mirrors.plan import Standing
+from holdfast.policy.keep import Keep
+from holdfast.store.book import RunBook
+from holdfast.store.entry import Entry
+
+
+@dataclasses.dataclass(slots=True)
+class State:
+    """A mirror and its standing. Attributes are replaced whole: another thread may be reading them.
+
+    Attributes:
+        mirror: as the user named it.
+        place: where it lies.
+        keep: which checkpoints stay there.
+        reached: whether it was seen to hold this run, in this launch or an earlier one.
+        standing: what it holds and lacks.
+        damaged: checkpoints of the run that cannot be copied, and why; each is told once.
+        failures: how often in a row it failed.
+        retry_at: when it is tried again, on the monotonic clock.
+        problem: what went wrong last; None when it is up to date.
+
+    """
+
+    mirror: Mirror
+    place: Place
+    keep: Keep
+    reached: bool = False
+    standing: Standing = dataclasses.field(default_factory=Standing)
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
+    failures: int = 0
+    retry_at: float = 0.0
+    problem: str | None = None
+    brought: int = 0
+    """The last call of `hand_over` after which it was brought up to date."""
+    found: RunBook | None = None
+    """Its run.json, as it was when the run was opened."""
+
+    @classmethod
+    def of(cls, mirror: Mirror, keep: Keep, writer: str, known: bool) -> State:
+        place = Folder(mirror.path, writer)
+        return cls(
+            mirror,
+            place,
+            mirror.keep or keep,
+            reached=known,
+            standing=Standing(required=mirror.required),
+        )
+
+    def saw(self, entries: list[Entry]) -> None:
+        """Takes note of what lies there."""
+        self.standing = dataclasses.replace(
+            self.standing,
+            newest=max((entry.sequence for entry in entries if entry.clean), default=0),
+            names=frozenset(entry.folder for entry in entries if entry.whole),
+        )
+
+
+def other_run(run: str, own: str, url: str, found: str) -> UsageError:
+    """What is said of a mirror that holds another run than this one."""
+    return UsageError(
+        f"The mirror {url} holds another run: its id is {found}, and that of {run} is {own}. Nothing was written. "
+        f"Next: give this run a mirror of its own, or use the directory of the run that belongs there.",
+        path=url,
+        expected=own,
+        found=found,
+    )
