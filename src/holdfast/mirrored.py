@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from holdfast.errors import DamagedError, HoldfastError, LeaseError
+import os
+from collections.abc import Callable, Sequence
+
+from holdfast.errors import DamagedError, HoldfastError, LeaseError, NotFoundError, UsageError
 from holdfast.log import logger
 from holdfast.mirrors import fetching, repairing
+from holdfast.mirrors.folder import Folder
 from holdfast.mirrors.mirroring import Mirroring
+from holdfast.mirrors.state import other_run
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
 from holdfast.store import book, catalog
@@ -45,7 +50,9 @@ def repair(session: Session, entry: Entry, mirroring: Mirroring | None, error: H
     sources = mirroring.sources(entry.folder) if mirroring is not None else []
     if not sources:
         return False
-    logger.warning("%s is damaged, and is repaired from a mirror: %s", entry.folder, error)
+    logger.warning(
+        "%s is damaged, and is repaired from a mirror: %s", entry.folder, getattr(error, "brief", error)
+    )
     try:
         with session.telling_loss():
             done = repairing.repair(session.path, entry.folder, session.writing, sources, session.lease.check)
@@ -54,13 +61,70 @@ def repair(session: Session, entry: Entry, mirroring: Mirroring | None, error: H
     except HoldfastError as failure:
         logger.warning("%s could not be repaired: %s", entry.folder, failure)
         return False
-    note_repair(session.path, entry.folder, done)
+    _note(session.path, entry.folder, done)
     logger.info("Repaired %s: %s (%d bytes fetched).", entry.folder, ", ".join(done.files), done.fetched)
     _scan(session)
     return bool(done.files)
 
 
-def note_repair(run: str, name: str, done: repairing.Repaired) -> None:
+def repair_run(
+    run: str, broken: Sequence[str], mirrors: Sequence[str], say: Callable[[str], None]
+) -> dict[str, repairing.Repaired | HoldfastError]:
+    """Makes damaged checkpoints of a run whole; gives for each what was done, or why it could not be.
+
+    Args:
+        run: the run's directory.
+        broken: the names of the checkpoints.
+        mirrors: directories to take from; those that run.json names are taken as well.
+        say: gets a line on what is waited for.
+
+    Raises:
+        LeaseError: a living process holds the run.
+        UsageError: no mirror is known, or one is of another run.
+
+    """
+    session = Session.open(run, wait=0, say=say)
+    try:
+        known = [entry["url"] for entry in session.book.mirrors or () if isinstance(entry.get("url"), str)]
+        urls = list(dict.fromkeys([*(os.path.abspath(os.path.expanduser(url)) for url in mirrors), *known]))
+        if not urls:
+            raise UsageError(
+                f"{run} has no mirror to be repaired from. Next: holdfast verify {run} --repair --mirror DIR",
+                path=run,
+            )
+        places = []
+        for url in urls:
+            place = Folder(url, session.lease.token)
+            found = place.book() if url in mirrors or os.path.isdir(url) else None
+            if found is None:
+                say(f"There is no mirror in {url}.")
+            elif found.id != session.book.id:
+                raise other_run(run, session.book.id, url, found.id)
+            else:
+                places.append(place)
+        done: dict[str, repairing.Repaired | HoldfastError] = {}
+        for name in broken:
+            sources = [
+                place.source(name) for place in places if catalog.is_checkpoint(os.path.join(place.url, name))
+            ]
+            if not sources:
+                done[name] = NotFoundError(f"No mirror has {name}.", path=run, candidates=[])
+                continue
+            try:
+                repaired = repairing.repair(run, name, session.writing, sources, session.lease.check)
+            except LeaseError:
+                raise
+            except HoldfastError as error:
+                done[name] = error
+                continue
+            done[name] = repaired
+            _note(run, name, repaired)
+        return done
+    finally:
+        session.close()
+
+
+def _note(run: str, name: str, done: repairing.Repaired) -> None:
     book.note_event(run, "repair", name=name, files=done.files, bytes=done.fetched)
 
 

@@ -8,7 +8,9 @@ training.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import errno
 import os
 import threading
 import time
@@ -57,6 +59,7 @@ class Mirroring:
         self._turn = threading.Lock()
         self._ticket: threads.Ticket | None = None
         self._wanted = self._running = False
+        self._lost = False
         self._asked = 0
         self._stopped = False
         self._stop_at: float | None = None
@@ -138,7 +141,8 @@ class Mirroring:
         finally:
             self.stop()
         self.report()
-        self._tell_missing()
+        if not self._lost:  # else whoever holds the run now goes on with its mirrors
+            self._tell_missing()
 
     def stop(self) -> None:
         """Ends what is on its way, at the next block; what was copied of it is used by the next launch."""
@@ -155,10 +159,12 @@ class Mirroring:
 
     def _tell_missing(self) -> None:
         required = []
+        local = [entry.record() for entry in catalog.scan(self._run)]
         for state in self.states:
             if self._done(state):
                 continue
-            missing = sorted(state.standing.lacking)
+            wanted = plan.lacking(state.keep, local, [])
+            missing = [name for name in wanted if name not in state.standing.names]
             which = (
                 f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}" if missing else "what is new"
             )
@@ -188,8 +194,8 @@ class Mirroring:
                         state.brought = asked
                 except _Stopped:
                     break
-                except LeaseError as error:  # whoever holds the run now goes on with its mirrors
-                    self._stopped = True
+                except LeaseError as error:
+                    self._stopped = self._lost = True
                     state.problem = str(error)
                     break
 
@@ -301,6 +307,11 @@ class Mirroring:
                 f"Next: holdfast verify {path}"
             )
             self._note(state, name=name, problem=str(error))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # what was copied only fills what is left
+                with contextlib.suppress(OSError):
+                    place.forget(name)
+            raise
         else:
             seconds = round(time.monotonic() - started, 4)
             self._note(state, name=name, bytes=copied.sent, found=copied.found, seconds=seconds)
@@ -363,7 +374,13 @@ class Mirroring:
     def leave(self) -> None:
         """Removes what this process needs no more in the mirrors."""
         for state in self.states:
-            if state.failures or not state.reached or self._ticket is None or not self._ticket.done:
+            if (
+                self._lost
+                or state.failures
+                or not state.reached
+                or self._ticket is None
+                or not self._ticket.done
+            ):
                 continue
             try:
                 self._lease.check()
