@@ -497,10 +497,9 @@ class PartialFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         with translated(self.path, "write"):
-            while data:
-                done = _moved(system.pwrite(self._fd, data, offset))
-                offset += done
-                data = data[done:]
+            done = 0
+            while done < len(data):
+                done += _moved(system.pwrite(self._fd, data[done:], offset + done))
 
     def finish(self) -> None:
         """Cuts off what is too much and makes the data durable."""

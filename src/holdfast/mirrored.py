@@ -16,6 +16,8 @@ from holdfast.session import Session
 from holdfast.store import book, catalog
 from holdfast.store.entry import Entry
 
+_RECENT = 1 << 20  # bytes of the history
+
 
 def catch_up(session: Session, keep: Keep, mirroring: Mirroring | None) -> None:
     """Fetches what mirrors have and the run has not, as far as it is needed to go on from there."""
@@ -65,6 +67,20 @@ def repair(session: Session, entry: Entry, mirroring: Mirroring | None, error: H
     logger.info("Repaired %s: %s (%d bytes fetched).", entry.folder, ", ".join(done.files), done.fetched)
     _scan(session)
     return bool(done.files)
+
+
+def names_in_mirrors(run: str) -> set[str]:
+    """The checkpoints that some mirror has, as far as the recent history tells: for people, no mirror is asked."""
+    held: dict[str, set[str]] = {}
+    for event in book.read_events(run, _RECENT):
+        url, name, deleted = (event.get(key) for key in ("url", "name", "deleted"))
+        if event.get("event") not in ("mirror", "fetch") or not isinstance(url, str) or "problem" in event:
+            continue
+        if isinstance(name, str):
+            held.setdefault(url, set()).add(name)
+        if isinstance(deleted, str):
+            held.get(url, set()).discard(deleted)
+    return {name for names in held.values() for name in names}
 
 
 def repair_run(

@@ -11,7 +11,7 @@ import pytest
 from mirrored_runs import LAST, content, names, steps, train
 
 import holdfast
-from holdfast import Keep, LeaseError, Mirror, StorageError, storage
+from holdfast import Keep, LeaseError, Mirror, StorageError, files, storage
 from holdfast.mirrors import mirroring
 from holdfast.mirrors.mirroring import Mirroring
 from holdfast.store import book
@@ -367,3 +367,56 @@ def test_one_thread_copies_for_all(run, arch, tmp_path):
     for number, opened in enumerate(runs):
         opened.close()
         assert steps(str(tmp_path / f"arch{number}")) == [1]
+
+
+def test_durable_before_it_is_seen(run, arch, monkeypatch):
+    """Every file of a copy is synced, then its folder, before the rename that shows it; the mirror's folder after it."""
+    calls = []
+
+    class Recorded(files.System):
+        def fsync(self, fd):
+            calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+            super().fsync(fd)
+
+        def rename(self, source, target):
+            calls.append(("rename", os.fspath(source), os.fspath(target)))
+            super().rename(source, target)
+
+    train(run, 1)
+    monkeypatch.setattr(files, "system", Recorded())
+    train(run, 0, [arch])
+    [name] = names(arch)
+    [shown] = [place for place, call in enumerate(calls) if call[2:] == (os.path.join(arch, name),)]
+    hidden = calls[shown][1]
+    synced = [call[1] for call in calls[:shown] if call[0] == "fsync" and call[1].startswith(hidden)]
+    assert synced[-1] == hidden
+    assert {os.path.basename(path) for path in synced[:-1]} == set(os.listdir(os.path.join(arch, name)))
+    assert synced[-2].endswith("checkpoint.json")
+    assert ("fsync", arch) in calls[shown:]
+    [book_shown] = [
+        place for place, call in enumerate(calls) if call[2:] == (os.path.join(arch, "run.json"),)
+    ]
+    assert ("fsync", calls[book_shown][1]) in calls[:book_shown]
+    assert book_shown < shown
+
+
+def test_memory_is_bounded(run, arch):
+    """A copy takes the memory of a block, not that of a file."""
+    import tracemalloc
+
+    from holdfast.mirrors import copying
+    from holdfast.mirrors.folder import Folder, FolderSource
+
+    train(run, 1, size=25 << 20)  # 100 MB
+    os.mkdir(arch)
+    folder = Folder(arch, "writer")
+    with open(os.path.join(run, "run.json"), "rb") as file:
+        folder.enter(file.read())
+    tracemalloc.start()
+    try:
+        copying.copy(
+            [FolderSource(os.path.join(run, names(run)[0]))], folder.target(names(run)[0]), lambda _: None
+        )
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
