@@ -43,7 +43,7 @@ MEMBERS = {
     "Checkpoint": "arrays config created environment load manifest metrics name note parts pin progress read restore "
     "saved sequence total_bytes unpin verify",
     "Keep": "best budget budget_bytes every_epochs last metric mode",
-    "Mirror": "keep limit limit_bytes path record required url",
+    "Mirror": "keep limit limit_bytes path required",
     "Every": "due epochs explain interval minutes mtbf overhead paced steps",
     "Probe": "check run",
 }

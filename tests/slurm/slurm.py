@@ -208,7 +208,9 @@ def cancel(job):
 
 def signal(job, name):
     """Sends a signal as `--signal=B:NAME@60` does: to the batch script's first process."""
-    command("scancel", f"--signal={name}", "--batch", job)
+    # Of a task of an array Slurm says, when it has sent it, that it cannot be sent yet; after 5 seconds
+    # scancel would send it again.
+    command("timeout", "3", "scancel", f"--signal={name}", "--batch", job, check=False)
 
 
 def requeue(job):
@@ -259,3 +261,18 @@ def clear():
         command("scancel", "--signal=KILL", "--full", "--user", str(os.getuid()), check=False)
         command("scancel", "--user", str(os.getuid()), check=False)
         until(lambda: not command("squeue", "-h"), "the queue to be empty")
+
+
+def stop_controller():
+    """The controller is gone; jobs run on."""
+    with open(f"{_lab['place']}/pid/slurmctld.pid", encoding="ascii") as file:
+        pid = int(file.read())
+    os.kill(pid, 15)
+    # Not every init reaps at once, so that the process may stay as a zombie; its file goes in any case.
+    until(lambda: not os.path.exists(f"{_lab['place']}/pid/slurmctld.pid"), "the controller to end")
+
+
+def start_controller():
+    """The controller comes back, with all that it knew."""
+    command("slurmctld")
+    until(lambda: "UP" in command("scontrol", "ping", check=False), "the controller to be up")

@@ -283,6 +283,30 @@ def test_two_tasks_at_once(submit, tmp_path):
     assert_like_one_through(tmp_path, 150)
 
 
+def test_several_tasks_of_one_srun_are_told_of_it(submit, tmp_path):
+    """Of three tasks that one srun starts one trains, and the others are told that srun started them."""
+    job = submit("60 --hold=go", "--ntasks=3", start="exec srun python")
+    told = "so several tasks of one srun seem to run this script"
+    slurm.until(lambda: said(tmp_path, job).count(told) == 2, "two refusals")
+    (tmp_path / "go").touch()
+    assert slurm.wait_until(job) == "FAILED"
+    assert said(tmp_path, job).count("the training is over") == 1
+    assert_like_one_through(tmp_path, 60)
+
+
+def test_a_task_waits_for_the_last_save_of_the_one_before(submit, tmp_path):
+    """Slurm starts the next task while a cancelled one is still saving: it waits for that, and continues from it."""
+    slow = "import os, time\nreal = os.fsync\nos.fsync = lambda fd: (time.sleep(0.4), real(fd))[1]\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    array = submit("60", "--array=1-2%1", "--output=%A-%a.out", lines=["export PYTHONPATH=$PWD:$PYTHONPATH"])
+    slurm.wait_for_line(tmp_path / f"{array}-1.out", "did 20")
+    slurm.cancel(f"{array}_1")
+    assert slurm.wait_for_array(array) == {"1": "CANCELLED", "2": "COMPLETED"}
+    text = slurm.text_of(tmp_path / f"{array}-2.out")
+    assert "resumed from" in text
+    assert_like_one_through(tmp_path, 60)
+
+
 def test_the_second_waits_where_it_is_told_to(submit, tmp_path):
     """With wait= a job that comes too early waits for the run, then goes on with it."""
     first = submit("100 --hold=go")

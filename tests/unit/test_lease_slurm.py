@@ -1,11 +1,12 @@
 """A run's holder on another node: what Slurm says of its job decides, where it says anything."""
 
 import dataclasses
+import subprocess
 
 import pytest
 
 from holdfast.errors import LeaseError
-from holdfast.store.holder import encode, myself
+from holdfast.store.holder import encode, myself, process_start
 from holdfast.store.lease import Lease
 
 JOB = "JobId=41 JobName=digits\n   JobState={state} Reason=None\n   Requeue=1 Restarts={restarts} ExitCode=0:0\n"
@@ -112,6 +113,50 @@ def test_a_job_that_is_just_ending_is_waited_for(tmp_path, slurm):
     clock.acquire(tmp_path).release()
     assert 1012 <= clock.now <= 1018
     assert "whose job is just ending" in clock.said[0]
+
+
+@pytest.fixture
+def neighbour():
+    """What the lease of a process of job 41 says that lives on this very node."""
+    process = subprocess.Popen(["sleep", "60"])
+    here = myself(1)
+    born = process_start(process.pid)
+    yield process, {"boot_id": here.boot_id, "host": here.host, "pid": process.pid, "process_start": born}
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "TIMEOUT", "CANCELLED"])
+def test_a_process_that_outlives_its_job_for_a_moment_is_waited_for(tmp_path, slurm, neighbour, state):
+    """On one node the next task starts while the last one is still saving: it waits until that is gone, not longer."""
+    process, lease = neighbour
+    slurm(state)
+    put(tmp_path, **lease)
+    clock = Time()
+    clock.events = [(1007, process.kill), (1007, process.wait)]
+    clock.acquire(tmp_path).release()
+    assert 1007 <= clock.now <= 1009
+    assert "just ending" in clock.said[0]
+
+
+def test_a_process_that_stays_after_its_job_keeps_its_run(tmp_path, slurm, neighbour):
+    """One that lives on long after its job is no longer waited for, and keeps its run: it may be training still."""
+    slurm("COMPLETED")
+    put(tmp_path, **neighbour[1])
+    clock = Time()
+    with pytest.raises(LeaseError, match="that is alive"):
+        clock.acquire(tmp_path, stale_after=40)
+    assert 1040 <= clock.now <= 1042
+
+
+def test_a_living_process_of_a_running_job_is_refused_at_once(tmp_path, slurm, neighbour):
+    """Where holder and job both live, nothing is waited for."""
+    slurm("RUNNING")
+    put(tmp_path, **neighbour[1])
+    clock = Time()
+    with pytest.raises(LeaseError, match="Slurm job 41"):
+        clock.acquire(tmp_path)
+    assert clock.now == 1000.0
 
 
 @pytest.mark.parametrize(

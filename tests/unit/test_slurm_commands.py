@@ -15,10 +15,10 @@ JobId=12 ArrayJobId=11 ArrayTaskId=1 ArrayTaskThrottle=1 JobName=a b JobState=FA
    PreemptEligibleTime=1795724325 PreemptTime=None
    Socks/Node=* NtasksPerN:B:S:C=0:0:*:* CoreSpec=*
    Comment=JobState=FAILED Requeue=0
-   Command=/home/ada/my job.sh --requeue=no
-   WorkDir=/home/ada
-   StdErr=/home/ada/11-1.err
-   StdOut=/home/ada/of JobState=X.out
+   Command=/data/ada/my job.sh --requeue=no
+   WorkDir=/data/ada
+   StdErr=/data/ada/11-1.err
+   StdOut=/data/ada/of JobState=X.out
    Power=
 
 """
@@ -37,7 +37,7 @@ def test_a_job_is_read_whatever_words_its_user_chose():
     assert (record.state, record.reason, record.restarts, record.requeue) == ("RUNNING", "", 2, True)
     assert (record.start, record.end, record.preempt) == (1795724325.0, 1795724505.0, None)
     assert record.name == "a b JobState=FAILED"
-    assert (record.output, record.errors) == ("/home/ada/of JobState=X.out", "/home/ada/11-1.err")
+    assert (record.output, record.errors) == ("/data/ada/of JobState=X.out", "/data/ada/11-1.err")
 
 
 def test_of_an_array_each_task_is_a_record():

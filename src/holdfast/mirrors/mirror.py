@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from holdfast.errors import UsageError
 from holdfast.policy.keep import Keep, parse_size
@@ -75,11 +74,6 @@ class Mirror:
     def limit_bytes(self) -> int | None:
         """Bytes per second that a copy takes at most."""
         return None if self.limit is None else parse_size(self.limit)
-
-    def record(self) -> dict[str, Any]:
-        """What run.json says of it."""
-        keep = dataclasses.asdict(self.keep) if self.keep is not None else None
-        return {"url": self.path, "keep": keep, "limit": self.limit_bytes, "required": self.required}
 
 
 def checked(mirrors: Iterable[str | os.PathLike[str] | Mirror], run: str) -> tuple[Mirror, ...]:

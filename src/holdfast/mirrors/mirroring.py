@@ -101,7 +101,7 @@ class Mirroring:
 
     def records(self) -> list[dict[str, Any]]:
         """What run.json says of the mirrors."""
-        return [{**state.mirror.record(), "reached": state.reached} for state in self.states]
+        return [state.record() for state in self.states]
 
     def report(self) -> None:
         """Warns of what went wrong since the last call."""

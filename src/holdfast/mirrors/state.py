@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from holdfast.errors import UsageError
 from holdfast.mirrors.folder import Folder
@@ -55,6 +56,18 @@ class State:
             reached=known,
             standing=Standing(required=mirror.required),
         )
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of it."""
+        mirror = self.mirror
+        keep = dataclasses.asdict(mirror.keep) if mirror.keep is not None else None
+        return {
+            "url": mirror.path,
+            "keep": keep,
+            "limit": mirror.limit_bytes,
+            "required": mirror.required,
+            "reached": self.reached,
+        }
 
     def saw(self, entries: list[Entry]) -> None:
         """Takes note of what lies there."""

@@ -98,6 +98,7 @@ class Watch:
     _said: float = -math.inf
     _still: float = 0.0  # seconds that the beat was watched and did not move
     _moved: bool = False
+    _leaving_since: float = math.inf  # when a living holder's job was first seen to be over
     _word: tuple[float, str, Word] = (
         -math.inf,
         "",
@@ -128,6 +129,8 @@ class Watch:
             life: Life | Word = judge(holder, myself(generation), self.held)
             if life == "unknown":
                 life = self._ask(holder, generation)
+            elif life == "alive" and self._is_leaving(holder, generation):
+                life = "ending"
             if life in ("released", "dead"):
                 return generation
             now = self.clock()
@@ -153,6 +156,15 @@ class Watch:
             self._tell(holder, now, patience, life, known=known)
             self.sleep(min(poll, self.deadline - now) if known else poll)
         return 0
+
+    def _is_leaving(self, holder: Holder, generation: int) -> bool:
+        """Whether a living holder's job is over, so that it will be gone in a moment; for a moment only."""
+        if not holder.slurm_job or self._ask(holder, generation) not in ("ending", "dead"):
+            self._leaving_since = math.inf
+            return False
+        # Slurm starts the next task of an array when the last one begins to end, on the same node, too.
+        self._leaving_since = min(self._leaving_since, self.clock())
+        return self.clock() - self._leaving_since < self.stale_after
 
     def _ask(self, holder: Holder, generation: int) -> Word:
         asked, whom, word = self._word
