@@ -332,7 +332,7 @@ run.save(step=1)
 """,
     )
     assert done.returncode == 0, done.stderr
-    assert "is not up to date: 000001" in done.stderr
+    assert "is not up to date; not there: 000001" in done.stderr
     assert steps(run) == [1]
     assert steps(arch) == []
 

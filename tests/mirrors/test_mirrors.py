@@ -435,3 +435,29 @@ def test_values_are_restored(run, arch):
     train(run, 0, [arch])
     loaded = holdfast.open(run).load()["state"]
     assert np.array_equal(loaded["w"], content(2)["w"])
+
+
+def test_a_link_is_not_followed(run, arch, tmp_path):
+    """A link in the place of what a writer left is removed; nothing is written where it leads to."""
+    train(run, 2, [arch])
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    os.symlink(outside, os.path.join(arch, ".copying-evil"))
+    train(run, 3, [arch])
+    assert steps(arch) == [2, 3]
+    assert os.listdir(outside) == []
+    assert not [name for name in os.listdir(arch) if name.startswith(".")]
+
+
+def test_a_launch_reads_few_manifests(run, arch, monkeypatch):
+    """Opening a run reads of a mirror's many checkpoints only the newest ones' manifests."""
+    from holdfast.store.entry import Entry
+
+    keep = Keep(last=None)
+    train(run, 60, keep=keep)
+    train(run, 0, [arch], keep=keep)
+    read, real = [], Entry.read
+    monkeypatch.setattr(Entry, "read", lambda self: (read.append(self.path), real(self))[1])
+    monkeypatch.setattr("holdfast.mirrors.mirroring.Mirroring.hand_over", lambda *_, **__: None)
+    train(run, 0, [arch], keep=keep)
+    assert 0 < len({path for path in read if path.startswith(arch)}) <= 20

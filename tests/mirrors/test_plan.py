@@ -78,37 +78,36 @@ def test_nothing_is_held_back_for_one_that_is_up_to_date():
     assert plan.held_back(doomed, []) == set()
 
 
-def offered(local, *mirrors, abandoned=(), rewound=None):
+def offered(highest, *mirrors, abandoned=(), rewound=None):
     there = {
         place: [(one, f"2026-01-{one.sequence:02}") for one in mirror] for place, mirror in enumerate(mirrors)
     }
-    return [offer.record.name for offer in plan.offers(local, abandoned, rewound, there)]
+    return [offer.record.name for offer in plan.offers(highest, abandoned, rewound, there)]
 
 
 def test_only_newer_ones_are_offered():
-    """A run takes from its mirrors what is newer than all that it has, damaged and abandoned ones included."""
-    local = [record(3), record(4, whole=False), record(5, abandoned=True)]
-    assert offered(local, [record(4), record(5), record(6)], [record(7)]) == names(7, 6)
-    assert offered([], [record(1), record(2)], [record(2)]) == names(2, 1)
+    """A run takes from its mirrors what is newer than all that it has."""
+    assert offered(5, [record(4), record(5), record(6)], [record(7)]) == names(7, 6)
+    assert offered(0, [record(1), record(2)], [record(2)]) == names(2, 1)
 
 
 def test_a_rewind_is_not_undone():
     """What a rewind marked, or came after without knowing of it, is not offered; what was made since is."""
-    assert offered([record(3)], [record(4), record(5)], abandoned=["c5"]) == names(4)
-    assert offered([record(3)], [record(4, abandoned=True)]) == []
-    assert offered([record(3)], [record(4), record(9)], rewound="2026-01-05") == names(9)
+    assert offered(3, [record(4), record(5)], abandoned=["c5"]) == names(4)
+    assert offered(3, [record(4, abandoned=True)]) == []
+    assert offered(3, [record(4), record(9)], rewound="2026-01-05") == names(9)
 
 
 def test_nan_is_offered_last_and_to_an_empty_run_alone():
     """A run that has something of its own never goes on from a NaN-marked checkpoint of a mirror."""
-    assert offered([], [record(1), record(2, nan=True)]) == names(1, 2)
-    assert offered([record(1)], [record(2, nan=True)]) == []
+    assert offered(0, [record(1), record(2, nan=True)]) == names(1, 2)
+    assert offered(1, [record(2, nan=True)]) == []
 
 
 def test_an_offer_names_every_mirror_that_has_it():
     """A checkpoint that several mirrors hold can be read from all of them."""
     there = {0: [(record(2), "t")], 1: [(record(1), "t")], 2: [(record(2), "t")]}
-    assert [offer.places for offer in plan.offers([], (), None, there)] == [(0, 2), (1,)]
+    assert [offer.places for offer in plan.offers(0, (), None, there)] == [(0, 2), (1,)]
 
 
 def test_pauses_grow_and_end():
@@ -123,3 +122,13 @@ def test_a_limit_is_kept_on_average():
         0.5, 0.5, 0.0, 1.0,
     ]  # fmt: skip
     assert plan.Throttle(None).delay(1 << 40, 0.0) == 0
+
+
+def test_marks_follow_the_run():
+    """Pins are added to a mirror; abandoned marks there are those of the run for all that the run still has."""
+    local = [record(1, pinned=True), record(2), record(3, abandoned=True)]
+    there = [(record(number), "2026-01-02") for number in (1, 2, 3, 4)]
+    assert plan.marks(local, {"c3"}, None, there) == ({"c1"}, {"c3"}, {"c1", "c2"})
+    assert plan.marks(local, {"c3"}, "2026-01-03", there).abandoned == {"c3", "c4"}
+    assert plan.marks(local, {"c3"}, "2026-01-01", there).abandoned == {"c3"}
+    assert plan.marks([], {"c4"}, None, there) == (set(), {"c4"}, set())

@@ -68,7 +68,7 @@ def look(
             if adopted is None and empty and (own is None or (entries and state.found.id != own.id)):
                 adopted = state.found
             state.reached = True
-            state.saw(entries)
+            state.saw(entries, read=False)
     mine = adopted or own
     for state in states:
         if state.found is not None and mine is not None and state.found.id != mine.id:
@@ -122,12 +122,18 @@ def catch_up(
     """
     there = {number: _entries(state) for number, state in enumerate(states)}
     abandoned = catalog.marks(run, catalog.ABANDONED)
+    # By their names: a list may have thousands, and only newer ones are read.
+    highest_here = max((entry.sequence for entry in local), default=0)
     offered = plan.offers(
-        [entry.record() for entry in local],
+        highest_here,
         abandoned,
         rewound,
         {
-            number: [(e.record(), e.summary.created if e.summary else "") for e in entries]
+            number: [
+                (e.record(), e.summary.created if e.summary else "")
+                for e in entries
+                if e.sequence > highest_here
+            ]
             for number, entries in there.items()
         },
     )

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError, storage_error
+from holdfast.mirrors.listing import Listing
 from holdfast.payload import damage
 from holdfast.store import book, catalog, lease, retention
 from holdfast.store.book import RunBook
@@ -26,8 +27,6 @@ COPYING = ".copying-"
 _TRASH = ".trash"
 _LIMIT = 4 << 20
 _SILENT_SECONDS = 600.0
-_LOOKED_AT = 20
-"""So many of the newest checkpoints are looked at for missing and cut files; to read them is the business of `verify`."""
 
 
 class FolderSource:
@@ -85,7 +84,7 @@ class Folder:
     def __init__(self, url: str, writer: str) -> None:
         self.url = url
         self._own = os.path.join(url, f"{COPYING}{writer}")
-        self._known: dict[str, Entry] = {}
+        self._listing = Listing(url, _check_sizes)
         self._book: bytes | None = None
 
     # -- looking -----------------------------------------------------------------------------------
@@ -123,17 +122,7 @@ class Folder:
         return None
 
     def entries(self) -> list[Entry]:
-        """What is known of a checkpoint from an earlier look is not read again."""
-        found = catalog.scan(self.url)
-        for place, entry in enumerate(found):
-            known = self._known.get(entry.folder)
-            if known is not None and known.was_read and known.whole:
-                known.pinned, known.abandoned = entry.pinned, entry.abandoned
-                found[place] = known
-            elif place >= len(found) - _LOOKED_AT:
-                _check_sizes(entry)
-        self._known = {entry.folder: entry for entry in found}
-        return found
+        return self._listing.scan()
 
     def source(self, name: str) -> FolderSource:
         return FolderSource(os.path.join(self.url, name))
@@ -152,6 +141,10 @@ class Folder:
         """Renames what other writers left; the first such directory becomes this writer's own."""
         with files.translated(self.url, "list"):
             names = sorted(name for name in os.listdir(self.url) if name.startswith(COPYING))
+        links = [name for name in names if os.path.islink(os.path.join(self.url, name))]
+        for name in links:  # a stranger's; what it leads to is left alone
+            files.remove_file(os.path.join(self.url, name))
+        names = [name for name in names if name not in links]
         others = [path for name in names if (path := os.path.join(self.url, name)) != self._own]
         changed = False
         if not os.path.isdir(self._own):
@@ -209,7 +202,7 @@ class Folder:
         source, final = os.path.join(self._own, name), os.path.join(self.url, name)
         if os.path.lexists(final):  # a damaged one, which no reader takes
             self._throw_away(name)
-            self._known.pop(name, None)
+            self._listing.forget(name)
         with files.translated(final, "publish"):
             files.rename(source, final)
         try:

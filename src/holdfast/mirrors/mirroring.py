@@ -22,6 +22,7 @@ from holdfast.errors import DamagedError, FormatError, HoldfastError, LeaseError
 from holdfast.log import logger
 from holdfast.mirrors import copying, fetching, plan
 from holdfast.mirrors.folder import FolderSource
+from holdfast.mirrors.listing import Listing
 from holdfast.mirrors.place import Source
 from holdfast.mirrors.plan import Throttle
 from holdfast.mirrors.state import State, other_run
@@ -66,7 +67,7 @@ class Mirroring:
         self._moved = 0.0
         """When a byte was last on its way, on the monotonic clock."""
         self._said: collections.deque[str] = collections.deque(maxlen=20)
-        self._local: dict[str, Entry] = {}
+        self._local = Listing(run)
 
     # -- from the other threads ------------------------------------------------------------------
 
@@ -164,14 +165,7 @@ class Mirroring:
             if self._done(state):
                 continue
             wanted = plan.lacking(state.keep, local, [])
-            missing = [name for name in wanted if name not in state.standing.names]
-            which = (
-                f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}" if missing else "what is new"
-            )
-            text = (
-                f"The mirror {state.place.url} is not up to date: {which} is not there yet. "
-                f"{state.problem or 'The time to wait for it was over.'} The next launch goes on with it."
-            )
+            text = state.missing([name for name in wanted if name not in state.standing.names])
             if state.mirror.required:
                 required.append(text)
             else:
@@ -255,7 +249,7 @@ class Mirroring:
         throttle = Throttle(state.mirror.limit_bytes)
         first = True
         while True:
-            local, there = self._scan(), place.entries()
+            local, there = self._local.scan(), place.entries()
             state.saw(there)
             self._mark(state, local, there, own.rewound)
             offered = [entry.record() for entry in local if entry.folder not in state.damaged]
@@ -329,39 +323,22 @@ class Mirroring:
             if now >= self._stop_at:
                 raise _Stopped
 
-    def _scan(self) -> list[Entry]:
-        """The run's checkpoints, read once each."""
-        found = catalog.scan(self._run)
-        for place, entry in enumerate(found):
-            known = self._local.get(entry.folder)
-            if known is not None and known.was_read and known.whole:
-                known.pinned, known.abandoned = entry.pinned, entry.abandoned
-                found[place] = known
-        self._local = {entry.folder: entry for entry in found}
-        return found
-
     def _mark(self, state: State, local: list[Entry], there: list[Entry], rewound: str | None) -> None:
-        """What the run abandoned is abandoned there; a pin is taken over, and taken away there by hand alone."""
-        here = {entry.folder: entry for entry in local}
+        """Brings the marks in a mirror up to date."""
         abandoned = catalog.marks(self._run, catalog.ABANDONED)
-        pinned = {entry.folder for entry in there if entry.folder in here and here[entry.folder].pinned}
-        gone = {entry.folder for entry in there if entry.folder in here} - abandoned
-        if rewound is not None:  # newer ones, of which the run did not know when it was rewound
-            highest = max((entry.sequence for entry in local), default=0)
-            abandoned |= {
-                entry.folder
-                for entry in there
-                if entry.folder not in here
-                and entry.sequence > highest
-                and entry.summary is not None
-                and entry.summary.created <= rewound
-            }
-        names = {entry.folder for entry in there}
-        state.place.mark(catalog.PINS, pinned)
-        state.place.mark(catalog.ABANDONED, abandoned & names, gone=gone)
+        marks = plan.marks(
+            [entry.record() for entry in local],
+            abandoned,
+            rewound,
+            [(entry.record(), entry.summary.created if entry.summary else None) for entry in there],
+        )
+        state.place.mark(catalog.PINS, marks.pinned)
+        state.place.mark(catalog.ABANDONED, marks.abandoned, gone=marks.revived)
         for entry in there:
-            entry.pinned = entry.pinned or entry.folder in pinned
-            entry.abandoned = (entry.abandoned or entry.folder in abandoned) and entry.folder not in gone
+            entry.pinned = entry.pinned or entry.folder in marks.pinned
+            entry.abandoned = entry.folder in marks.abandoned or (
+                entry.abandoned and entry.folder not in marks.revived
+            )
 
     # -- telling -------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from holdfast.policy.keep import Keep, Record, decide
 
@@ -94,7 +95,7 @@ class Offer:
 
 
 def offers(
-    local: Sequence[Record],
+    highest: int,
     abandoned: Collection[str],
     rewound: str | None,
     mirrors: Mapping[int, Sequence[tuple[Record, str]]],
@@ -105,13 +106,12 @@ def offers(
     behind is not brought back. What a rewind went behind without knowing of it is told by its time.
 
     Args:
-        local: the run's own checkpoints.
+        highest: the highest number among the run's own checkpoints; 0 where it has none.
         abandoned: names that the run has marked as abandoned, whether they are there or not.
         rewound: when the run was rewound last (UTC, ISO 8601).
         mirrors: for each mirror its checkpoints, with the times at which they were made.
 
     """
-    highest = max((record.sequence for record in local), default=0)
     found: dict[str, Offer] = {}
     for place, there in mirrors.items():
         for record, created in there:
@@ -125,7 +125,48 @@ def offers(
     ordered = sorted(found.values(), key=lambda offer: (offer.record.sequence, offer.created), reverse=True)
     clean = [offer for offer in ordered if offer.record.clean]
     # A run that has something of its own does not go on from NaN.
-    return clean + [offer for offer in ordered if not offer.record.clean] if not local else clean
+    return clean + [offer for offer in ordered if not offer.record.clean] if not highest else clean
+
+
+class Marks(NamedTuple):
+    """Names that are to be marked in a mirror as pinned and as abandoned, and those that are abandoned no more."""
+
+    pinned: set[str]
+    abandoned: set[str]
+    revived: set[str]
+
+
+def marks(
+    local: Sequence[Record],
+    abandoned: Collection[str],
+    rewound: str | None,
+    there: Sequence[tuple[Record, str | None]],
+) -> Marks:
+    """What the run abandoned is abandoned in its mirrors; a pin is taken over, and taken away there by hand alone.
+
+    Args:
+        local: the run's own checkpoints.
+        abandoned, rewound: as in `offers`.
+        there: those of the mirror, with the times at which they were made.
+
+    """
+    here = {record.name: record for record in local}
+    highest = max((record.sequence for record in local), default=0)
+    names = {record.name for record, _ in there}
+    unknown = {
+        record.name
+        for record, created in there
+        if rewound is not None
+        and record.name not in here
+        and record.sequence > highest
+        and created is not None
+        and created <= rewound
+    }
+    return Marks(
+        pinned={name for name in names if name in here and here[name].pinned},
+        abandoned={name for name in names if name in abandoned} | unknown,
+        revived={name for name in names if name in here and name not in abandoned},
+    )
 
 
 def pause(failures: int) -> float:

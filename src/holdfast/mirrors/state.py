@@ -69,12 +69,21 @@ class State:
             "reached": self.reached,
         }
 
-    def saw(self, entries: list[Entry]) -> None:
-        """Takes note of what lies there."""
+    def missing(self, names: list[str]) -> str:
+        """What is said where it was not brought up to date in time."""
+        which = f"; not there: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
+        why = self.problem if self.problem and self.mirror.required else ""
+        if not self.problem:  # what failed was told when it did
+            why = "The time to wait for it was over."
+        said = f"The mirror {self.place.url} is not up to date{which}."
+        return f"{said}{f' {why}' if why else ''} The next launch goes on with it."
+
+    def saw(self, entries: list[Entry], *, read: bool = True) -> None:
+        """Takes note of what lies there; unless all are `read`, by their names."""
         self.standing = dataclasses.replace(
             self.standing,
-            newest=max((entry.sequence for entry in entries if entry.clean), default=0),
-            names=frozenset(entry.folder for entry in entries if entry.whole),
+            newest=next((entry.sequence for entry in reversed(entries) if entry.clean), 0),
+            names=frozenset(entry.folder for entry in entries if not read or entry.whole),
         )
 
 
