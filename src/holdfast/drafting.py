@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from holdfast import files, stage
 from holdfast.checkpoint import Checkpoint
@@ -14,9 +14,14 @@ from holdfast.errors import StorageError, UsageError
 from holdfast.format import card, names
 from holdfast.format.manifest import CONFIG_LIMIT, NOTE_LIMIT, Manifest, Progress
 from holdfast.state import adapters, capture, environment, garbage, tree
+from holdfast.state.known import Known
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, scratch
 from holdfast.store.publish import Draft, replace
+
+if TYPE_CHECKING:
+    from holdfast.overlap import Behind
+    from holdfast.payload.layout import Layout
 
 
 @garbage.paused()
@@ -118,10 +123,28 @@ def draft_of(
     *,
     staging: int = 0,
     extra: Mapping[str, bytes] | None = None,
-    confirm: Callable[[], None] | None = None,
+    behind: Behind | None = None,
+    known: Known | None = None,
 ) -> Draft:
     parts = {part: (state.kind, state.skeleton, state.arrays) for part, state in states.items()}
-    return Draft(parent, name, parts, staging=staging, extra=extra, confirm=confirm)
+    planned = _plan(states, behind, known)
+    confirm = behind.confirm if behind is not None else None
+    return Draft(parent, name, parts, planned, staging=staging, extra=extra, confirm=confirm)
+
+
+def _plan(states: Mapping[str, PartState], behind: Behind | None, known: Known | None) -> Layout:
+    """Where the arrays will lie: where those of the last save lie, if they are known to be the same."""
+    from holdfast.payload import layout
+
+    formats = {part: "pt" for part, state in states.items() if state.kind.startswith("torch.")}
+    late = behind.arrays if behind is not None else ()
+
+    def plan() -> Layout:
+        return layout.plan(
+            {part: state.arrays for part, state in states.items() if state.arrays}, formats, late=late
+        )
+
+    return plan() if known is None else known.derive("layout", states, (formats, late), plan)
 
 
 def describe_parts(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from holdfast.errors import CheckpointError
 from holdfast.log import logger
 from holdfast.state import adapters
+from holdfast.state.known import Known
 from holdfast.state.part import PartState
 
 _SHOWN = 3  # names in a notice
@@ -25,19 +26,29 @@ class Late(Protocol):
     """What a framework's edge finds: arrays that only tracked optimizers write."""
 
     names: list[str]
+    places: Collection[tuple[str, str]]
+    """(part, name) of each."""
 
     @property
     def key(self) -> Hashable:
         """Equal for two saves that found the same arrays."""
 
-    def mark(self) -> None:
-        """Lets a save copy them late."""
-
     def digests(self) -> list[int]:
         """One for each array, of all its bytes."""
 
-    def samples(self, turn: int) -> list[int]:
+    def samples(self, turn: int) -> list[Hashable]:
         """One for each array, of a few of its bytes; which, depends on `turn`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Behind:
+    """What a save copies behind the training: (part, name) of the arrays, and what raises `TornCopyError` where they changed.
+
+    That is called once all is copied.
+    """
+
+    arrays: Collection[tuple[str, str]]
+    confirm: Callable[[], None]
 
 
 class TornCopyError(CheckpointError):
@@ -51,7 +62,7 @@ class _Trial:
     late: Late
     key: Hashable
     digests: list[int]
-    samples: list[int]
+    samples: list[Hashable]
     written: int
 
     @property
@@ -66,12 +77,13 @@ class Overlap:
     """The state of this for one training. All but `before_step` is called by the training thread.
 
     Args:
+        known: what earlier saves have found out.
         wanted: whether the caller asked for it; without, all of this does nothing.
 
     """
 
-    def __init__(self, *, wanted: bool) -> None:
-        self._on = wanted
+    def __init__(self, known: Known, *, wanted: bool) -> None:
+        self._known, self._on = known, wanted
         self._looked = False
         self._earned: Hashable = None
         self._trial: _Trial | None = None
@@ -95,21 +107,18 @@ class Overlap:
 
     def begin(
         self, things: Mapping[str, Any], states: Mapping[str, PartState], *, between: bool
-    ) -> Callable[[], None] | None:
-        """Marks what this save may copy late; None when that is nothing.
+    ) -> Behind | None:
+        """What this save may copy late; None when that is nothing.
 
         Args:
             things: what is tracked.
             states: what is saved.
             between: whether this is a boundary between two batches or steps.
 
-        Returns:
-            What is called once all is copied: it raises `TornCopyError` where the arrays changed.
-
         """
         if not self._on or not (between or not self._looked):
             return None
-        late = _find(things, states)
+        late = _find(things, states, self._known)
         if late is None and not self._looked:
             logger.warning(
                 "overlap=True has nothing to overlap: no tracked torch optimizer owns arrays of this run that could be "
@@ -124,7 +133,6 @@ class Overlap:
             return None
         self._turn += 1
         turn, before = self._turn, late.samples(self._turn)
-        late.mark()
 
         def confirm() -> None:
             changed = _changed(late, before, late.samples(turn))
@@ -133,7 +141,7 @@ class Overlap:
                     f"{_shown(changed)} changed while it was copied behind the training.", arrays=changed
                 )
 
-        return confirm
+        return Behind(late.places, confirm)
 
     def _try(self, late: Late, key: Hashable) -> None:
         from holdfast.payload import pending
@@ -202,12 +210,14 @@ class Overlap:
         )
 
 
-def _find(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | None:
+def _find(things: Mapping[str, Any], states: Mapping[str, PartState], known: Known) -> Late | None:
     """What is late; of one framework, since one training's optimizers are."""
-    return next((late for _, edge in adapters.loaded_edges() if (late := edge.late(things, states))), None)
+    return next(
+        (late for _, edge in adapters.loaded_edges() if (late := edge.late(things, states, known))), None
+    )
 
 
-def _changed(late: Late, before: list[int], after: list[int]) -> list[str]:
+def _changed(late: Late, before: Sequence[Hashable], after: Sequence[Hashable]) -> list[str]:
     return [name for name, one, other in zip(late.names, before, after, strict=True) if one != other]
 
 

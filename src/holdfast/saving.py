@@ -18,9 +18,10 @@ from holdfast.format.safetensors import BLOCK
 from holdfast.format.summary import summarize
 from holdfast.log import logger
 from holdfast.mirrors.mirroring import Mirroring
-from holdfast.overlap import TornCopyError
+from holdfast.overlap import Behind, TornCopyError
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
+from holdfast.state.known import Known
 from holdfast.state.part import PartState
 from holdfast.store import book, catalog, retention
 from holdfast.store.entry import Entry
@@ -47,7 +48,10 @@ class Saver:
     as it was before that save.
     """
 
-    def __init__(self, session: Session, keep: Keep, *, on_nan: str, staging: int | None) -> None:
+    def __init__(
+        self, session: Session, keep: Keep, *, on_nan: str, staging: int | None, known: Known | None = None
+    ) -> None:
+        self._known = known
         self._session, self._keep, self._on_nan, self._staging = session, keep, on_nan, staging
         self._flight: _Flight | None = None
         self.mirroring: Mirroring | None = None
@@ -122,14 +126,13 @@ class Saver:
         manifest: Manifest,
         reason: str,
         facts: Mapping[str, Any] | None = None,
-        confirm: Callable[[], None] | None = None,
+        behind: Behind | None = None,
         extra: Mapping[str, bytes] | None = None,
     ) -> None:
         """Copies the state, then hands it to the background; waits for an earlier save first.
 
-        Returns when every array may change again, but for those that are marked as late (`Overlap`): once
-        they are copied, `confirm` raises what must not be published. The history is told the reason and
-        the facts.
+        Returns when every array may change again, but for those that are copied behind the training. The
+        history is told the reason and the facts.
         """
         self.drain()
         from holdfast.payload import threads
@@ -145,7 +148,8 @@ class Saver:
                     states,
                     staging=self._staging_for(states),
                     extra=extra,
-                    confirm=confirm,
+                    behind=behind,
+                    known=self._known,
                 )
             )
             draft.begin()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # What may lie in a directory that becomes a run: debris of a launch that died before run.json.
 _OWN = ("lease-", ".writing-")
+# And what was written there when its first job was submitted.
+_OWN_NAMES = (catalog.SUBMITTED,)
 _FEW = 100  # manifests, read in an instant
 
 
@@ -194,7 +196,7 @@ def check_place(path: str) -> None:
 
 def _refuse_foreign(path: str) -> None:
     with files.translated(path, "list"):
-        foreign = [name for name in os.listdir(path) if not name.startswith(_OWN)]
+        foreign = [name for name in os.listdir(path) if not name.startswith(_OWN) and name not in _OWN_NAMES]
     if foreign:
         raise UsageError(
             f"{path} is not a run and not empty (it holds {', '.join(sorted(foreign)[:5])}); nothing was written. "

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 @garbage.paused()
 def capture_parts(training: Training, record: probe.Record | None) -> dict[str, PartState]:
-    states = {name: capture.capture(name, thing, training.things) for name, thing in training.things.items()}
+    states = {
+        name: capture.capture(name, thing, training.things, training.known)
+        for name, thing in training.things.items()
+    }
     if training.state:
         states["state"] = capture.capture_value("state", dict(training.state), "value")
     gradients, zeros = _gradients(training)

@@ -25,6 +25,7 @@ from holdfast.saving import Saver
 from holdfast.session import Session
 from holdfast.signals import Signals
 from holdfast.state import adapters, capture, environment, streams, tree
+from holdfast.state.known import Known
 from holdfast.store import book, catalog
 from holdfast.store.book import RunBook
 from holdfast.store.lease import Lease
@@ -127,7 +128,8 @@ class Training:
         self.journal = Journal(options.keep.metric)
         self.pace = Pace(options.every, time.monotonic)
         self.departure = departure.Departure(self.signals, self.pace)
-        self.overlap = Overlap(wanted=options.overlap)
+        self.known = Known()
+        self.overlap = Overlap(self.known, wanted=options.overlap)
         self.applied: dict[str, Any] = {}
         self.init_record: Any = None
         self.origin: Any = None
@@ -252,7 +254,9 @@ class Training:
         if self.saver is None:
             session = self.open()
             options = self.options
-            self.saver = Saver(session, options.keep, on_nan=options.on_nan, staging=options.staging)
+            self.saver = Saver(
+                session, options.keep, on_nan=options.on_nan, staging=options.staging, known=self.known
+            )
             self.saver.landed, self.saver.torn = self.pace.land, self._note_torn
             self.saver.mirroring = self.mirroring
             if self.cue is not None:
@@ -503,8 +507,8 @@ class Training:
         record = self.probe.run() if self.probe is not None and probing else None
         states = snapshot.capture_parts(self, record)
         manifest = snapshot.describe(self, session, states, metrics, record)
-        confirm = self.overlap.begin(self.things, states, between=between)
-        saver.save(states, manifest, reason, facts, confirm, self.extra() if self.extra is not None else None)
+        behind = self.overlap.begin(self.things, states, between=between)
+        saver.save(states, manifest, reason, facts, behind, self.extra() if self.extra is not None else None)
         self.journal.write(session.path)
         self.pace.hand_over()
         self.note_saved()
@@ -555,6 +559,7 @@ class Training:
         self.closed = True
         self.release_hooks()
         self.overlap.remove()
+        self.known.forget()
         if session is not None:
             try:
                 session.close()

@@ -305,6 +305,34 @@ SAFEGUARDS = [
         "pending.written()",
         "tests/exact/test_overlap.py::test_restoring_in_the_body",
     ),
+    Safeguard(
+        "a known description is given for what looks the same alone",
+        "state/known.py",
+        "kept.key == sight.key:",
+        "True:",
+        "tests/frameworks/test_torch_sight.py -k every_change",
+    ),
+    Safeguard(
+        "a tensor's address is a part of how it looks",
+        "torch/sight.py",
+        "        list(map(torch.Tensor.data_ptr, tensors)),",
+        "        [0 if one.numel() == 0 else 1 for one in tensors],",
+        "tests/frameworks/test_torch_sight.py -k every_change",
+    ),
+    Safeguard(
+        "what was derived from arrays is not given for others",
+        "state/known.py",
+        "known.basis == basis and _same(known.arrays, arrays)",
+        "known.basis == basis",
+        "tests/frameworks/test_torch_sight.py -k what_is_derived",
+    ),
+    Safeguard(
+        "a dropped model's memory is let go",
+        "state/known.py",
+        "            found._forget(name)\n",
+        "            pass\n",
+        "tests/frameworks/test_torch_sight.py -k memory_goes_with_its_owners",
+    ),
     # -- P6: nothing is run
     Safeguard(
         "an entire model needs trust",

@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 # Mappings whose keys are the user's own, or another page's.
 FREE = {
     "metrics", "config", "environment", "parts", "declared", "fresh", "loader", "files", "history", "init", "keep",
-    "best", "goal", "progress", "versions", "slurm", "reached",
+    "best", "goal", "progress", "versions", "slurm", "reached", "counts",
 }  # fmt: skip
 WITH_JSON = [name for name in COMMANDS if any(p.name == "as_json" for p in main.commands[name].params)]
 
@@ -126,6 +126,7 @@ def test_every_json_key_is_documented(run, name):
         "diff": [f"{run}@seq=1", f"{run}@seq=3"],
         "rewind": [run, "@seq=1"],
         "doctor": [run, "--no-write"],
+        "submit": ["--print", "--allow-local", "--run", run, "--time=5", "--", sys.executable, "-c", "1"],
         "rehearse": ["--once", "--", sys.executable, str(_differing(Path(run).parent.parent))],
     }
     outputs = [CliRunner().invoke(main, [name, "--json", *words.get(name, [run])])]

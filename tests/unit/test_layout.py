@@ -114,9 +114,9 @@ def test_reserved_name_and_wrong_size_are_refused():
 class Small(SmallArray):
     """An array of numbered bytes."""
 
-    def __init__(self, dtype, count, value, late=False, check=False):
+    def __init__(self, dtype, count, value, check=False):
         super().__init__(dtype, (count,), dtypes.byte_count(dtype, (count,)), None, check)
-        self.value, self.late = value, late
+        self.value = value
 
     def open(self):
         return np.full(self.nbytes, self.value, np.uint8)
@@ -136,9 +136,9 @@ def test_small_neighbours_are_one_segment():
         "a": Small("F32", 1, 1),
         "b": Small("F32", 2, 2),
         "c": Small("I32", 1, 3),
-        "d": Small("I32", 1, 4, late=True),
-        "e": Small("I32", 1, 5, late=True),
-        "f": OtherSmall("I32", 1, 6, late=True),
+        "d": Small("I32", 1, 4),
+        "e": Small("I32", 1, 5),
+        "f": OtherSmall("I32", 1, 6),
         "g": Small("F32", 1, 7, check=True),
         "h": Small("F32", 0, 8),
         "i": Small("F32", 1, 9),
@@ -146,8 +146,8 @@ def test_small_neighbours_are_one_segment():
         "k": host("F32", (1,)),
         "l": host("F32", (1,)),
     }
-    [file] = plan({"m": arrays}).files
-    segments = [(segment.name, segment.array.late) for segment in file.segments]
+    [file] = plan({"m": arrays}, late=[("m", name) for name in "def"]).files
+    segments = [(segment.name, segment.late) for segment in file.segments]
     names = ["a … b", "c", "d … e", "f", "g", "i … j", "k", "l"]
     assert segments == list(zip(names, [False, False, True, True, *[False] * 4], strict=True))
     spans = [(segment.start, segment.stop) for segment in file.segments]

@@ -188,13 +188,14 @@ def test_late_arrays_are_copied_last(tmp_path, size):
     """`wait_early` returns before any late array is opened; what the others hold then is in the file, as are late ones later."""
     gate = threading.Event()
     state = arrays(12, size)
-    parts = {}
-    for number, (name, array) in enumerate(state.items()):
-        parts[name] = lazy(array, lambda array=array: gate.wait(20) and array.view(np.uint8))
-        parts[name].late = number % 3 > 0
-        if not parts[name].late:
-            parts[name] = host(array)
-    job = Save(plan({"m": parts}), str(tmp_path), staging=1 << 30, block_size=BLOCK)
+    late = [("m", name) for number, name in enumerate(state) if number % 3]
+    parts = {
+        name: lazy(array, lambda array=array: gate.wait(20) and array.view(np.uint8))
+        if ("m", name) in late
+        else host(array)
+        for name, array in state.items()
+    }
+    job = Save(plan({"m": parts}, late=late), str(tmp_path), staging=1 << 30, block_size=BLOCK)
     job.start()
     job.wait_early()
     assert job.overlapped
@@ -202,7 +203,7 @@ def test_late_arrays_are_copied_last(tmp_path, size):
     expected = {name: array.copy() for name, array in state.items()}
     for name, array in state.items():
         array.fill(-1)
-        if parts[name].late:
+        if ("m", name) in late:
             expected[name].fill(-1)
     gate.set()
     pending.settle()
@@ -218,9 +219,8 @@ def test_late_arrays_with_little_memory(tmp_path, room):
     """With few buffers what shares a block with other arrays is copied at once, and the rest when a buffer is free."""
     state = arrays(30, 2000)
     parts = {name: host(array) for name, array in state.items()}
-    for name in list(parts)[5:]:
-        parts[name].late = True
-    job = Save(plan({"m": parts}), str(tmp_path), staging=room, block_size=BLOCK)
+    late = [("m", name) for name in list(parts)[5:]]
+    job = Save(plan({"m": parts}, late=late), str(tmp_path), staging=room, block_size=BLOCK)
     job.start()
     job.wait_early()
     for name in list(parts)[:5]:
@@ -239,13 +239,13 @@ def test_what_must_hold_after_copying(tmp_path, room):
     parts = {}
     for name, array in state.items():
         parts[name] = lazy(array, lambda name=name, array=array: opened.append(name) or array.view(np.uint8))
-        parts[name].late = True
 
     def confirm():
         seen.append((len(opened), job._copied.done))
         raise ZeroDivisionError("torn")
 
-    job = Save(plan({"m": parts}), str(tmp_path), staging=room, block_size=BLOCK, confirm=confirm)
+    planned = plan({"m": parts}, late=[("m", name) for name in parts])
+    job = Save(planned, str(tmp_path), staging=room, block_size=BLOCK, confirm=confirm)
     job.start()
     job.wait_early()
     pending.settle()
@@ -262,8 +262,7 @@ def test_settling_leaves_errors_to_those_who_wait_for_the_save(tmp_path, end):
     array = lazy(
         np.zeros(10, "f4"), lambda: gate.wait(20) and np.zeros(40 if end is None else 1 // 0, np.uint8)
     )
-    array.late = True
-    job = Save(plan({"m": {"x": array}}), str(tmp_path), staging=1 << 30, block_size=BLOCK)
+    job = Save(plan({"m": {"x": array}}, late=[("m", "x")]), str(tmp_path), staging=1 << 30, block_size=BLOCK)
     job.start()
     job.wait_early()
     if end is UsageError:

@@ -26,6 +26,8 @@ COMMANDS = {
     "rewind": ("rewinding", "Let a run continue from an older checkpoint."),
     "import": ("exchanging", "Turn a checkpoint of another format into one of a run."),
     "export": ("exchanging", "Write a checkpoint in another format."),
+    "submit": ("submitting", "Submit a training to Slurm, as jobs that continue one another."),
+    "status": ("standing", "Show how a training stands: progress, jobs, what is to come."),
     "rehearse": ("rehearsing", "Rehearse a script: straight and interrupted, compared."),
     "doctor": ("doctoring", "Examine versions, storage, save cost and Slurm."),
 }

@@ -13,11 +13,13 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+def command(
+    name: str, cls: type[click.Command] = click.Command, **settings: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
     """A command of the program; it takes `--debug` too, wherever the user puts it."""
 
     def make(function: Callable[..., Any]) -> click.Command:
-        made = click.Command(
+        made = cls(
             name,
             callback=function,
             help=inspect.cleandoc(function.__doc__ or ""),

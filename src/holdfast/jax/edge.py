@@ -95,7 +95,11 @@ def on_step(_thing: Any, _notify: Any) -> None:
     return None
 
 
-def late(_things: Mapping[str, Any], _states: Mapping[str, Any]) -> None:
+def sight_of(_thing: Any, _kind: str, _where: str, _peers: Mapping[str, Any]) -> None:
+    """Everything is captured anew at each save."""
+
+
+def late(_things: Mapping[str, Any], _states: Mapping[str, Any], _known: Any) -> None:
     """JAX's arrays never change: nothing has to wait for them."""
 
 

@@ -19,11 +19,10 @@ class Array:
         nbytes: item size times all extents.
         identity: arrays of equal identity (same memory, dtype, shape, strides) are stored once.
         check: whether NaN and infinities are looked for (floating parameters).
-        late: whether it may be copied behind the training, until `pending.settle` returns.
 
     """
 
-    __slots__ = ("check", "dtype", "identity", "late", "nbytes", "shape")
+    __slots__ = ("check", "dtype", "identity", "nbytes", "shape")
 
     def __init__(
         self,
@@ -34,7 +33,6 @@ class Array:
         check: bool = False,
     ) -> None:
         self.dtype, self.shape, self.nbytes, self.identity, self.check = dtype, shape, nbytes, identity, check
-        self.late = False
 
     def open(self) -> Bytes:
         """The bytes in C order, one-dimensional and contiguous.

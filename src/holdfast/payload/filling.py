@@ -32,22 +32,18 @@ class _Shared:
 
 
 class _Source:
-    """A file's segments, with what filling needs to know about each."""
+    """A file, and those of its arrays that several blocks need."""
 
-    __slots__ = ("late", "plan", "shared", "stops", "watch")
+    __slots__ = ("plan", "shared")
 
     def __init__(self, plan: PlannedFile, block: int) -> None:
         self.plan = plan
-        self.stops = [segment.stop for segment in plan.segments]
-        self.late = [segment.array.late for segment in plan.segments]
-        self.watch = [
-            dtypes.nonfinite(segment.array.dtype) if segment.checked else None for segment in plan.segments
-        ]
         self.shared: dict[int, _Shared] = {}
         for index, (start, stop, array, *_) in enumerate(plan.segments):
-            uses = (stop - 1) // block - start // block + 1
-            if uses > 1 and not isinstance(array, HostArray):
-                self.shared[index] = _Shared(uses)
+            if not isinstance(array, HostArray):
+                uses = (stop - 1) // block - start // block + 1
+                if uses > 1:
+                    self.shared[index] = _Shared(uses)
 
 
 class Filling:
@@ -62,39 +58,39 @@ class Filling:
         """For each block of a file, when its bytes may be copied."""
         source, block = self._sources[file], self._block
         count = -(-source.plan.size // block)
-        if not any(source.late):
-            return ["early"] * count
+        late = [segment.late for segment in source.plan.segments]
+        if not any(late) or all(late):
+            return ["late" if any(late) else "early"] * count
         holds = {False: bytearray(count), True: bytearray(count)}
-        spans = [(0, len(source.plan.header), False)]
-        spans += [(s.start, s.stop, late) for s, late in zip(source.plan.segments, source.late, strict=True)]
-        for start, stop, late in spans:
-            first, last = start // block, (stop - 1) // block
-            holds[late][first : last + 1] = b"\1" * (last - first + 1)
+        for segment in source.plan.segments:
+            first, last = segment.start // block, (segment.stop - 1) // block
+            holds[segment.late][first : last + 1] = b"\1" * (last - first + 1)
+        # Nothing changes a header: where late arrays are, it is copied with them, and no block is early for its sake.
         return [
-            "mixed" if early and late else "late" if late else "early"
+            ("mixed" if late else "early") if early else "late"
             for early, late in zip(holds[False], holds[True], strict=True)
         ]
 
     def fill(self, file: int, number: int, target: Bytes, late: bool | None = None) -> None:
         """Copies the bytes of one block; its arrays' errors are raised as they are, with a note.
 
-        With `late` only those of late arrays (True), or only the others, the header among them (False).
+        With `late` only those of late arrays and of the header (True), or only the others (False).
         """
         source = self._sources[file]
         base = number * self._block
         end = min(base + self._block, source.plan.size)
         header = source.plan.header[base:end]
-        if late is not True:
+        if late is not False:
             target[: len(header)] = np.frombuffer(header, np.uint8)
         segments = source.plan.segments
-        index = bisect_right(source.stops, base)
+        index = bisect_right(source.plan.stops, base)
         run: list[Bytes] = []
         first, length = index, 0
         while index < len(segments):
-            start, stop, array, _, _, _ = segment = segments[index]
+            start, stop, array, _, _, _, behind, _ = segment = segments[index]
             if start >= end:
                 break
-            if late is not None and source.late[index] is not late:
+            if late is not None and behind is not late:
                 if run:
                     self._gather(file, first, run, target, base)
                 index += 1
@@ -142,14 +138,14 @@ class Filling:
     def _gather(self, file: int, first: int, run: list[Bytes], target: Bytes, base: int) -> None:
         """Copies whole neighbouring arrays in one call, then looks at them dtype by dtype."""
         source = self._sources[file]
-        segments, watch = source.plan.segments, source.watch
+        segments = source.plan.segments
         last = first + len(run)
         offset = segments[first].start - base
         np.concatenate(run, out=target[offset : segments[last - 1].stop - base])
         index = first
         while index < last:
-            kind, begin = watch[index], index
-            while index < last and watch[index] is kind:
+            kind, begin = segments[index].watch, index
+            while index < last and segments[index].watch is kind:
                 index += 1
             if kind is None or finite(
                 target[segments[begin].start - base : segments[index - 1].stop - base], kind
@@ -168,7 +164,7 @@ class Filling:
         shared = source.shared.get(index)
         view = self._open(segment, shared)
         piece, place = view[begin - segment.start : stop - segment.start], target[begin - base : stop - base]
-        kind = source.watch[index]
+        kind = segment.watch
         if kind is None or (file, index) in self._found:
             np.copyto(place, piece)
         else:

@@ -34,24 +34,26 @@ class Joined(Array):
     def __init__(self, kind: type[SmallArray], arrays: Sequence[Array]) -> None:
         nbytes = sum(array.nbytes for array in arrays)
         super().__init__("U8", (nbytes,), nbytes)
-        self.late = arrays[0].late
         self._kind, self._arrays = kind, arrays
 
     def open(self) -> Bytes:
         return self._kind.join(self._arrays)
 
 
-def bundles(arrays: Sequence[Array], alone: Sequence[bool]) -> Iterator[tuple[int, int, Array]]:
+def bundles(
+    arrays: Sequence[Array], alone: Sequence[bool], late: Sequence[bool]
+) -> Iterator[tuple[int, int, Array]]:
     """(first, last, array) for arrays in the order of a file: neighbours that can be opened together as one.
 
     Args:
         arrays: each of at least one byte.
         alone: for each whether it must stay one by itself.
+        late: for each whether it is copied late: only what is copied together is opened together.
 
     """
     kinds = [
-        None if single or not isinstance(array, SmallArray) else (type(array), array.dtype, array.late)
-        for array, single in zip(arrays, alone, strict=True)
+        None if single or not isinstance(array, SmallArray) else (type(array), array.dtype, behind)
+        for array, single, behind in zip(arrays, alone, late, strict=True)
     ]
     first = 0
     for kind, same in groupby(kinds):

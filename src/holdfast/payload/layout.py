@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -20,7 +20,8 @@ HEADER_LIMIT = 90_000_000  # the ordinary library takes 100 MB
 class Segment(NamedTuple):
     """Bytes `start` to `stop` of a file, where they come from, and whom to name if not finite.
 
-    The bytes of an array, or of several small ones that are opened together.
+    The bytes of an array, or of several small ones that are opened together. Those that are `late` may be
+    copied behind the training, until `pending.settle` returns; `watch` is how numbers look that are not finite.
     """
 
     start: int
@@ -29,16 +30,19 @@ class Segment(NamedTuple):
     part: str
     name: str
     checked: tuple[tuple[str, str], ...]
+    late: bool
+    watch: dtypes.NonFinite | None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A payload file to be: the header, then all segments without a hole."""
+    """A payload file to be: the header, then all segments without a hole; where these end once more by itself."""
 
     name: str
     size: int
     header: bytes
     segments: tuple[Segment, ...]
+    stops: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ def plan(
     parts: Mapping[str, Mapping[str, Array]],
     formats: Mapping[str, str] | None = None,
     *,
+    late: Container[tuple[str, str]] = (),
     header_limit: int = HEADER_LIMIT,
 ) -> Layout:
     """Places every array; reads none.
@@ -88,6 +93,7 @@ def plan(
     Args:
         parts: {part: {array name: array}}.
         formats: {part: text for the file's `__metadata__["format"]`}, "pt" for torch modules.
+        late: (part, name) of the arrays that are copied late; of arrays that are stored once, of all.
         header_limit: bytes of header at which a part is split.
 
     """
@@ -124,7 +130,7 @@ def plan(
                 if len(groups) == 1
                 else f"{part}-{number:05}-of-{len(groups):05}.safetensors"
             )
-            files.append(_place(file, part, group, header, checked=checked, placed=placed))
+            files.append(_place(file, part, group, header, checked=checked, placed=placed, late=late))
     return Layout(tuple(files), _table(parts, placed, aliases))
 
 
@@ -186,6 +192,7 @@ def _place(
     *,
     checked: Mapping[_Key, tuple[_Key, ...]],
     placed: dict[_Key, ArrayEntry],
+    late: Container[_Key],
 ) -> PlannedFile:
     offsets = _offsets(items, len(header))
     for (_, name, _, array), start, stop in zip(items, offsets, offsets[1:], strict=False):
@@ -195,15 +202,16 @@ def _place(
     # Of a checked array it is told by its own name that it is not finite.
     names = [name for (_, name, _, _), _ in filled]
     alone = [(part, name) in checked for name in names]
+    behind = [(part, name) in late for name in names]
     segments = []
-    for first, last, array in joining.bundles(arrays, alone):
+    for first, last, array in joining.bundles(arrays, alone, behind):
         start, name = filled[first][1], names[first]
         if last > first + 1:
             name = f"{name} … {names[last - 1]}"
-        segments.append(
-            Segment(start, start + array.nbytes, array, part, name, checked.get((part, name), ()))
-        )
-    return PlannedFile(file, offsets[-1], header, tuple(segments))
+        whom = checked.get((part, name), ())
+        watch = dtypes.nonfinite(array.dtype) if whom else None
+        segments.append(Segment(start, start + array.nbytes, array, part, name, whom, behind[first], watch))
+    return PlannedFile(file, offsets[-1], header, tuple(segments), [segment.stop for segment in segments])
 
 
 def _table(

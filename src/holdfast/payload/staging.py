@@ -122,10 +122,13 @@ def limit(state: int, staging: int | None = None) -> int:
 
     `staging` where given, less a block for what a save needs beside the copies (headers, tables,
     the stacks of its threads); else the state's size, but at most a quarter of the memory that is free
-    under the cgroup's limit, counting the pool's idle buffers as free.
+    under the cgroup's limit, counting the pool's idle buffers as free. Where these are enough, nothing is
+    taken, and nobody asked.
     """
     if staging is not None:
         return max(0, staging - BLOCK)
+    if pool.free >= state:
+        return state
     return min(state, (free_memory() + pool.free) // SHARE_OF_FREE)
 
 

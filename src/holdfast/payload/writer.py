@@ -6,7 +6,7 @@ fills and digests, another writes. With a handful of buffers the save streams in
 block digested while it is in the cache still; with one buffer per block everything is copied before
 the first digest is taken, and the training goes on. Nothing else differs between the two.
 
-Arrays that are marked as late are filled last, after `wait_early` has let the training go on. A block
+Arrays that the layout says are late are filled last, after `wait_early` has let the training go on. A block
 that holds late and other arrays is filled in two turns, while it keeps its buffer; where there are too
 few buffers for that, it is filled at once.
 """
@@ -149,6 +149,8 @@ class Save:
             self._close(None)
         elif self.overlapped:
             pending.add(self)
+            if not self._early:  # and nothing to wait for
+                self._early_copied.finish()
         # One by one, so that an interrupt between two leaves a save that still ends.
         while self._call("blocks"):
             pass

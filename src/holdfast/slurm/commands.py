@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from holdfast.errors import SlurmError
 
@@ -85,15 +85,25 @@ class Record:
 class Question:
     """One command under way; nobody has to wait for its answer."""
 
-    def __init__(self, words: Sequence[str], *, given: str | None = None) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        *,
+        given: str | None = None,
+        environ: Mapping[str, str] | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """Starts the command; `environ` is what it sees, `patience` is in seconds."""
         self.words = tuple(words)
-        self._until = time.monotonic() + PATIENCE
+        self._patience = PATIENCE if patience is None else patience
+        self._until = time.monotonic() + self._patience
         program = shutil.which(words[0])
         if program is None:
             raise SlurmError(f"There is no command {words[0]} here.", command=words[0], missing=True)
-        # Times as plain seconds; and no format of the user's own.
-        formats = {"SLURM_TIME_FORMAT": "%s", "SQUEUE_FORMAT": "", "SLURM_CLUSTERS": ""}
-        environ = {name: value for name, value in {**os.environ, **formats}.items() if value}
+        if environ is None:
+            # Times as plain seconds; and no format of the user's own.
+            formats = {"SLURM_TIME_FORMAT": "%s", "SQUEUE_FORMAT": "", "SLURM_CLUSTERS": ""}
+            environ = {name: value for name, value in {**os.environ, **formats}.items() if value}
         try:
             self._process = subprocess.Popen(  # noqa: S603 (one of Slurm's commands)
                 [program, *words[1:]],
@@ -128,7 +138,7 @@ class Question:
         except subprocess.TimeoutExpired:
             self.give_up()
             raise SlurmError(
-                f"{self.words[0]} gave no answer for {PATIENCE:.0f} s. Next: look whether Slurm's controller is up "
+                f"{self.words[0]} gave no answer for {self._patience:.0f} s. Next: look whether Slurm's controller is up "
                 f"(scontrol ping).",
                 command=self.words[0],
             ) from None
@@ -180,14 +190,19 @@ def job(number: str) -> Record | None:
     return read_job(ask_for_job(number), number)
 
 
-def jobs(number: str) -> list[Record]:
-    """All tasks of an array, or one job; empty when the controller does not know it. Raises `SlurmError`."""
+def read_jobs(question: Question) -> list[Record]:
+    """All tasks of the array, or the one job, that was asked for; empty when the controller does not know it."""
     try:
-        return read_records(run("scontrol", "show", "job", number))
+        return read_records(question.answer())
     except SlurmError as error:
         if _UNKNOWN_JOB in error.facts.get("said", ""):
             return []
         raise
+
+
+def jobs(number: str) -> list[Record]:
+    """All tasks of an array, or one job; empty when the controller does not know it. Raises `SlurmError`."""
+    return read_jobs(ask_for_job(number))
 
 
 def requeue(address: str) -> None:

@@ -10,10 +10,11 @@ An edge module (`holdfast.torch.edge`, …) offers the same verbs for each frame
     special(leaf) / revive(tag, value)  the framework's small values (a dtype, a device, a size)
     serves(thing)                       the kind of a thing that can be tracked, or None
     capture(thing, kind, context)       a tracked thing as a `state.part.PartState`
+    sight_of(thing, kind, …)            what a capture follows from, as `state.known.Sight`; None: it is made anew
     plan_restore(thing, kind, …)        what must be read where, to bring it back
     streams() / set_streams(value)      the framework's random streams
     environment()                       versions and devices
-    late(things, states)                the arrays that only tracked optimizers write, as `overlap.Late`
+    late(things, states, known)         the arrays that only tracked optimizers write, as `overlap.Late`
     before_step(things, notify)         calls `notify` before any optimizer of the process steps
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from holdfast.errors import FormatError, HoldfastError, MismatchError, UsageError
 from holdfast.state import adapters, tree
+from holdfast.state.known import Known
 from holdfast.state.part import FLAT, PartState, Plan, SavedPart
 
 
@@ -28,19 +29,27 @@ def kind_of(thing: Any) -> str | None:
     return None
 
 
-def capture(name: str, thing: Any, peers: Mapping[str, Any]) -> PartState:
+def capture(name: str, thing: Any, peers: Mapping[str, Any], known: Known | None = None) -> PartState:
     """A part's state as it is now; arrays are described, not copied.
 
     Args:
         name: the part's name, for errors.
         thing: a tracked thing, or a plain value (kind "mapping" or "value").
         peers: all things of this checkpoint, so that an optimizer knows its parameters' names.
+        known: spares the description of what looks as it did at the saves before.
 
     """
     kind = kind_of(thing)
     if kind is not None and kind.partition(".")[0] in adapters.FRAMEWORKS:
-        state: PartState = adapters.edge(kind.partition(".")[0]).capture(thing, kind, name, peers)
-        return state
+        edge, framework_kind = adapters.edge(kind.partition(".")[0]), kind
+
+        def describe() -> PartState:
+            state: PartState = edge.capture(thing, framework_kind, name, peers)
+            return state
+
+        if known is None:
+            return describe()
+        return known.part(name, edge.sight_of(thing, kind, name, peers), describe)
     if kind == "random.Random":
         return PartState(kind, _arrays().python_state(thing), {})
     if kind == "numpy.Generator":

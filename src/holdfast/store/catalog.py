@@ -35,7 +35,7 @@ from holdfast.store import book
 from holdfast.store.entry import Entry
 from holdfast.store.publish import previous_name
 
-PINS, ABANDONED = "pins", "abandoned"
+PINS, ABANDONED, SUBMITTED = "pins", "abandoned", "submitted"
 
 
 def is_run(path: str) -> bool:

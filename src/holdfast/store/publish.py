@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast import files, storage
 from holdfast.errors import LeaseError, StorageError, UsageError, storage_error
@@ -19,6 +19,9 @@ from holdfast.format import manifest as manifests
 from holdfast.format import sealed
 from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, Manifest, SmallFile
 from holdfast.format.table import ARRAYS_FILE, Arrays, Part, PayloadRecord, encode_arrays
+
+if TYPE_CHECKING:
+    from holdfast.payload.layout import Layout
 
 # Room for the small files and for directory blocks, beside the payload itself.
 _OVERHEAD = 1 << 20
@@ -31,6 +34,7 @@ class Draft:
         parent: an existing directory on the file system of the final place.
         name: the checkpoint's name; the draft is `parent/name`.
         parts: part name → (kind, skeleton, {array name: payload Array}).
+        planned: where these arrays will lie.
         staging: bytes of memory that may hold a copy of the state; 0 streams.
         extra: further small files, name → bytes.
         confirm: what must hold once all arrays are copied, late ones too; it raises what fails the save.
@@ -42,21 +46,19 @@ class Draft:
         parent: str,
         name: str,
         parts: Mapping[str, tuple[str, Any, Mapping[str, Any]]],
+        planned: Layout,
         *,
         staging: int = 0,
         extra: Mapping[str, bytes] | None = None,
         confirm: Callable[[], None] | None = None,
     ) -> None:
-        from holdfast.payload import layout, writer
+        from holdfast.payload import writer
 
         self.directory = os.path.join(parent, name)
         self.name = name
         self._parts = parts
         self._extra = dict(extra or {})
-        formats = {part: "pt" for part, (kind, _, _) in parts.items() if kind.startswith("torch.")}
-        self._layout = layout.plan(
-            {part: arrays for part, (_, _, arrays) in parts.items() if arrays}, formats
-        )
+        self._layout = planned
         self._parent, self._needed = parent, self._layout.total_bytes + _OVERHEAD
         storage.check_space(parent, self._needed)
         try:

@@ -29,7 +29,7 @@ NAMES: dict[torch.dtype, str] = {
 DTYPES: dict[str, torch.dtype] = {code: dtype for dtype, code in NAMES.items()}
 # torch's copies are exact, but of a bool: what is neither 0 nor 1 comes out as 1.
 BATCHED = frozenset(DTYPES) - {"BOOL"}
-_OWN_TYPES = {torch.Tensor, torch.nn.Parameter}
+OWN_TYPES = {torch.Tensor, torch.nn.Parameter}
 _AS_NUMPY = {torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8}
 
 
@@ -84,7 +84,7 @@ def describe(tensor: torch.Tensor, where: str, *, check: bool = False) -> Array:
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether it is nothing but contiguous CPU memory: most are, and are asked little else for their number."""
     return (
-        type(tensor) in _OWN_TYPES
+        type(tensor) in OWN_TYPES
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_quantized)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from holdfast.errors import FormatError, UsageError
 from holdfast.state import adapters
 from holdfast.state.part import PartState, Plan, SavedPart
-from holdfast.torch import arrays, modules, optimizers, overlapping, partial
+from holdfast.torch import arrays, modules, optimizers, overlapping, partial, sight
 from holdfast.torch.partial import Trainable
 
 describe = arrays.describe
@@ -42,6 +42,9 @@ def capture(thing: Any, kind: str, where: str, peers: Mapping[str, Any]) -> Part
     if kind == "torch.Optimizer":
         return optimizers.capture(thing, where, peers)
     return PartState(kind, {"state": _hex(thing.get_state()), "device": str(thing.device)}, {})
+
+
+sight_of = sight.of
 
 
 def plan_restore(

@@ -66,16 +66,23 @@ def capture(optimizer: Optimizer, where: str, peers: Mapping[str, Any]) -> PartS
     names = parameter_names(optimizer, peers)
     if names is not None:
         state = {names[key] if isinstance(key, int) else key: item for key, item in value["state"].items()}
-        groups = [{**group, "params": [names[i] for i in group["params"]]} for group in value["param_groups"]]
-        value = {**value, "state": state, "param_groups": groups}
+        value = {**value, "state": state, "param_groups": name_groups(value["param_groups"], names)}
     leaves: dict[str, Any] = {}
     skeleton = encode(value, where, leaves)
     found = {name: arrays.describe(_tensor(leaf), f"{where}{name}") for name, leaf in leaves.items()}
     return PartState("torch.Optimizer", skeleton, found, watch=bool(found))
 
 
+def name_groups(groups: list[dict[str, Any]], names: list[str] | None) -> list[dict[str, Any]]:
+    """The parameter groups of a state_dict, with names for numbers where they are known."""
+    if names is None:
+        return groups
+    return [{**group, "params": [names[i] for i in group["params"]]} for group in groups]
+
+
 def _tensor(leaf: Any) -> torch.Tensor:
-    return leaf if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf)
+    """A leaf's memory in a tensor of its own: who keeps that does not keep the optimizer's."""
+    return leaf.detach() if isinstance(leaf, torch.Tensor) else torch.as_tensor(leaf)
 
 
 class _Ref:

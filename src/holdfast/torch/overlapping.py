@@ -12,11 +12,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.payload.array import Array, HostArray
 from holdfast.payload.sharing import share
+from holdfast.state.known import Known
 from holdfast.state.part import PartState
 from holdfast.torch import arrays, optimizers
 from holdfast.torch.partial import Trainable
 
 PIECE = 4096  # bytes of a sample; each array gets three
+_WHOLE = 3 * PIECE
+_SMALL, _LARGE, _DEVICE = range(3)
+_digest = xxhash.xxh3_64_intdigest
 _STRIDE = 2_654_435_761  # takes the third through all of the array, from save to save
 
 
@@ -25,31 +29,33 @@ class Late:
 
     Attributes:
         names: one for each, like "model/fc.weight".
+        places: (part, name) of each.
         key: equal for two saves that found the same arrays: parameters in the same memory, and state of
             the same names (some optimizers make new tensors of it at each step).
 
     """
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._arrays: list[Array] = []
-        self._memory: list[Any] = []  # uint8, one-dimensional: NumPy's here, a tensor on a device
-        self._key: set[Hashable] = set()
+    def __init__(self, found: Iterable[tuple[str, str, Any, int | None]]) -> None:
+        """Of (part, name, memory, address where that counts) for each array.
 
-    @property
-    def key(self) -> Hashable:
-        return frozenset(self._key)
-
-    def add(self, name: str, array: Array, memory: Any, *, place: int | None) -> None:
-        self.names.append(name)
-        self._arrays.append(array)
-        self._memory.append(memory)
-        self._key.add((name, place))
-
-    def mark(self) -> None:
-        """Lets a save copy them late."""
-        for array in self._arrays:
-            array.late = True
+        The memory is uint8 and one-dimensional: NumPy's here, a tensor on a device.
+        """
+        found = sorted(found, key=lambda one: _rank(one[2]))
+        self.names = [
+            f"{part}{name}" if name.startswith("/") else f"{part}/{name}" for part, name, *_ in found
+        ]
+        self.places = frozenset((part, name) for part, name, *_ in found)
+        self.key: Hashable = frozenset(
+            (name, place) for name, (*_, place) in zip(self.names, found, strict=True)
+        )
+        self._memory = [memory for *_, memory, _ in found]
+        # As samples take them, so that they are taken quickly: first the small ones, then these, then the devices'.
+        here = [memory.data for memory in self._memory if _rank(memory) < _DEVICE]
+        self._small = [view for view in here if len(view) <= _WHOLE]
+        self._large = [(view, len(view) - PIECE) for view in here if len(view) > _WHOLE]
+        self._heads = [view[:PIECE] for view, _ in self._large]
+        self._tails = [view[room:] for view, room in self._large]
+        self._device = [memory for memory in self._memory if _rank(memory) == _DEVICE]
 
     def digests(self) -> list[int]:
         """A digest of each array, all of it, taken by several threads."""
@@ -63,34 +69,24 @@ class Late:
         share(range(len(found)), look)
         return found
 
-    def samples(self, turn: int) -> list[int]:
-        """A digest of three pieces of each array: both ends, and one that `turn` moves."""
-        found = [0] * len(self._memory)
-        device: list[int] = []
-        for index, memory in enumerate(self._memory):
-            if isinstance(memory, torch.Tensor):
-                device.append(index)
-                continue
-            size = len(memory)
-            if size <= 3 * PIECE:
-                found[index] = xxhash.xxh3_64_intdigest(memory)
-                continue
-            whole = xxhash.xxh3_64()
-            for start in _places(size, turn):
-                whole.update(memory[start : start + PIECE])
-            found[index] = whole.intdigest()
-        if device:
-            self._sample_device(device, turn, found)
-        return found
+    def samples(self, turn: int) -> list[Hashable]:
+        """Digests of three pieces of each array: both ends, and one that `turn` moves; of a small one, of all."""
+        moved = []
+        for memory, room in self._large:
+            start = turn * _STRIDE % room
+            moved.append(_digest(memory[start : start + PIECE]))
+        found: list[Hashable] = list(map(_digest, self._small))
+        found += zip(map(_digest, self._heads), moved, map(_digest, self._tails), strict=True)
+        return found + (self._sample_devices(turn) if self._device else [])
 
-    def _sample_device(self, indices: list[int], turn: int, found: list[int]) -> None:
+    def _sample_devices(self, turn: int) -> list[int]:
         """The same for arrays on devices, with one copy to the host for each device."""
+        found = [0] * len(self._device)
         pieces: dict[Any, list[tuple[int, torch.Tensor]]] = {}
-        for index in indices:
-            memory = self._memory[index]
+        for index, memory in enumerate(self._device):
             size = memory.numel()
-            starts = _places(size, turn) if size > 3 * PIECE else (0,)
-            length = PIECE if size > 3 * PIECE else size
+            starts = (0, turn * _STRIDE % (size - PIECE), size - PIECE) if size > _WHOLE else (0,)
+            length = PIECE if size > _WHOLE else size
             own = pieces.setdefault(memory.device, [])
             own += [(index, memory[start : start + length]) for start in starts]
         for own in pieces.values():
@@ -100,13 +96,16 @@ class Late:
                 stop = offset + piece.numel()
                 found[index] = xxhash.xxh3_64_intdigest(data[offset:stop], seed=found[index])
                 offset = stop
+        return found
 
 
-def _places(size: int, turn: int) -> tuple[int, int, int]:
-    return 0, turn * _STRIDE % (size - PIECE), size - PIECE
+def _rank(memory: Any) -> int:
+    if isinstance(memory, torch.Tensor):
+        return _DEVICE
+    return _SMALL if len(memory) <= _WHOLE else _LARGE
 
 
-def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | None:
+def late(things: Mapping[str, Any], states: Mapping[str, PartState], known: Known) -> Late | None:
     """The arrays of tracked parts that only tracked optimizers write; None when there are none.
 
     These are parameters that train and stand in a parameter group, and the tensors in
@@ -120,6 +119,20 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
     graphed = {
         part for part, thing in tracked.items() if any(g.get("capturable") for g in thing.param_groups)
     }
+    # Beside the arrays themselves: whose they are, which optimizers may write them, and whether they do.
+    owners = {
+        part: [(p.data_ptr(), p.nbytes, p.requires_grad) for p in _parameters(thing)]
+        for part, thing in tracked.items()
+    }
+    native = {part for part, thing in tracked.items() if optimizers.native(thing)}
+    holders = {part for part in states if isinstance(things.get(part), (torch.nn.Module, Trainable))}
+    basis = (owners, graphed, native, holders)
+    return known.derive("late", states, basis, lambda: _find(tracked, graphed, holders, states))
+
+
+def _find(
+    tracked: Mapping[str, Optimizer], graphed: set[str], holders: set[str], states: Mapping[str, PartState]
+) -> Late | None:
     # By address and size: quicker than by name, and what has a parameter's memory is that parameter.
     owned = {
         (p.data_ptr(), p.nbytes): p
@@ -131,15 +144,14 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
     for part in graphed:
         for p in _parameters(tracked[part]):
             owned.pop((p.data_ptr(), p.nbytes), None)
-    found: list[tuple[str, Array, torch.Tensor, int | None]] = []
+    found: list[tuple[str, str, Array, torch.Tensor, int | None]] = []
     elsewhere: set[Hashable] = set()
     for part, state in states.items():
-        thing = things.get(part)
         tensors: Mapping[Any, torch.Tensor] = {}
         is_state = part in tracked and part not in graphed and optimizers.native(tracked[part])
         if is_state:
             tensors = {(t.data_ptr(), t.nbytes): t for t in _state_tensors(tracked[part])}
-        elif isinstance(thing, (torch.nn.Module, Trainable)):
+        elif part in holders:
             tensors = owned
         for name, array in state.arrays.items():
             identity: Any = array.identity
@@ -150,15 +162,15 @@ def late(things: Mapping[str, Any], states: Mapping[str, PartState]) -> Late | N
             if tensor is None or (is_state and not name.startswith("/state/")):
                 elsewhere.add(identity)
             elif is_state:  # of any address: some optimizers make it anew at each step
-                found.append((f"{part}{name}", array, tensor, None))
+                found.append((part, name, array, tensor, None))
             else:
-                found.append((f"{part}/{name}", array, tensor, place))
-    result = Late()
-    for name, array, tensor, pointer in found:
-        memory = _memory(array, tensor) if array.identity not in elsewhere else None
-        if memory is not None:
-            result.add(name, array, memory, place=pointer)
-    return result if result.names else None
+                found.append((part, name, array, tensor, place))
+    late = Late(
+        (part, name, memory, pointer)
+        for part, name, array, tensor, pointer in found
+        if array.identity not in elsewhere and (memory := _memory(array, tensor)) is not None
+    )
+    return late if late.names else None
 
 
 def _ordered() -> bool:

@@ -1,0 +1,115 @@
+"""Handing jobs to Slurm, and what its partitions say of time."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+
+from holdfast.errors import SlurmError
+from holdfast.slurm import commands
+
+PATIENCE = 120.0
+"""Seconds; sbatch itself tries for a while when the controller is busy, and a job may be queued meanwhile."""
+
+# Variables that sbatch takes for options; they would win over the lines of a script.
+VARIABLES = {
+    "SBATCH_ACCOUNT": "account", "SBATCH_ARRAY_INX": "array", "SBATCH_CLUSTERS": "clusters",
+    "SBATCH_CONSTRAINT": "constraint", "SBATCH_ERROR": "error", "SBATCH_EXCLUSIVE": "exclusive",
+    "SBATCH_EXPORT": "export", "SBATCH_GPUS": "gpus", "SBATCH_GPUS_PER_NODE": "gpus-per-node",
+    "SBATCH_GPUS_PER_TASK": "gpus-per-task", "SBATCH_GRES": "gres", "SBATCH_INPUT": "input",
+    "SBATCH_JOB_NAME": "job-name", "SBATCH_MEM_PER_CPU": "mem-per-cpu", "SBATCH_MEM_PER_GPU": "mem-per-gpu",
+    "SBATCH_MEM_PER_NODE": "mem", "SBATCH_NO_REQUEUE": "no-requeue", "SBATCH_OPEN_MODE": "open-mode",
+    "SBATCH_OUTPUT": "output", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos", "SBATCH_REQUEUE": "requeue",
+    "SBATCH_RESERVATION": "reservation", "SBATCH_SIGNAL": "signal", "SBATCH_TIMELIMIT": "time",
+}  # fmt: skip
+_ALWAYS_OURS = frozenset({"array", "requeue", "no-requeue"})
+# What a job in which sbatch is called has, and the new one must not take for its own.
+_OF_A_JOB = (
+    "SLURM_JOB_END_TIME",
+    "SLURM_JOB_START_TIME",
+    "SLURM_ARRAY_",
+    "SLURM_RESTART_COUNT",
+    "HOLDFAST_SUBMISSION",
+    "HOLDFAST_CONTINUE",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+    """A partition; times as Slurm writes them, empty where it has none."""
+
+    name: str
+    default: bool
+    default_time: str
+    max_time: str
+
+
+def partitions() -> list[Partition]:
+    """All partitions of the cluster. Raises `SlurmError`."""
+    return read_partitions(commands.run("scontrol", "show", "partition", "--oneliner"))
+
+
+def read_partitions(text: str) -> list[Partition]:
+    """The partitions in what ``scontrol show partition --oneliner`` prints."""
+    found = []
+    for line in text.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" in fields:
+            found.append(
+                Partition(
+                    fields["PartitionName"],
+                    fields.get("Default") == "YES",
+                    _time(fields.get("DefaultTime")),
+                    _time(fields.get("MaxTime")),
+                )
+            )
+    return found
+
+
+def _time(text: str | None) -> str:
+    return "" if text in (None, "NONE", "UNLIMITED", "INFINITE") else str(text)
+
+
+def available() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def environment(given: Collection[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What sbatch gets to see: nothing that would win over the options `given` in the script."""
+    taken = {*given, *_ALWAYS_OURS}
+    return {
+        name: value
+        for name, value in environ.items()
+        if VARIABLES.get(name) not in taken and not name.startswith(_OF_A_JOB)
+    }
+
+
+def submit(
+    script: str, words: Sequence[str], *, environ: Mapping[str, str], arguments: Sequence[str] = ()
+) -> str:
+    """Queues a script; the number of the job, or of the array.
+
+    Raises:
+        SlurmError: with what sbatch says; or it said nothing that is a number.
+
+    """
+    # An output of its own form would not be a number.
+    words = ("sbatch", "--parsable", *words, "--", script, *arguments)
+    printed = commands.Question(words, environ=environ, patience=PATIENCE).answer()
+    # Where there are several clusters: 4242;cluster.
+    number = printed.strip().splitlines()[-1].partition(";")[0] if printed.strip() else ""
+    if not number.isdecimal():
+        raise SlurmError(
+            f"sbatch did not tell the number of the job, but: {printed.strip() or 'nothing'}. Next: look with squeue "
+            f"--me whether it is there.",
+            command="sbatch",
+            said=printed.strip(),
+        )
+    return number
+
+
+def cancel(numbers: Sequence[str]) -> None:
+    """Takes jobs out of the queue. Raises `SlurmError`."""
+    commands.run("scancel", *numbers)
