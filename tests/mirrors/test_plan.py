@@ -41,6 +41,14 @@ def test_lacking_is_what_its_own_keep_wants():
     assert plan.lacking(Keep(last=2), local, [record(6), record(7)]) == []
 
 
+def test_the_best_is_sent_first():
+    """A mirror that has the newest checkpoint has the best so far as well: a lost run is compared with it."""
+    keep = Keep(last=2, best=1, metric="m", mode="max")
+    local = [record(n, metrics={"m": value}) for n, value in ((1, 1.0), (2, 9.0), (3, 2.0), (4, 3.0))]
+    assert plan.lacking(keep, local, []) == names(2, 4, 3)
+    assert plan.lacking(keep, local, [local[1]]) == names(4, 3)
+
+
 @pytest.mark.parametrize("mark", ["abandoned", "nan", "unread"])
 def test_what_does_not_count_is_not_sent(mark):
     """Abandoned and damaged checkpoints are not copied; of NaN-marked ones only the newest is."""

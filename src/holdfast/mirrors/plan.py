@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.policy.keep import Keep, Record, decide
+from holdfast.policy.keep import Keep, Record, best_of, decide
 
 HELD = 2
 """Checkpoints whose deletion waits for a mirror that lags and is not required."""
@@ -14,7 +14,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds
 
 
 def lacking(keep: Keep, local: Iterable[Record], there: Iterable[Record]) -> list[str]:
-    """The names that a mirror should hold and does not, the newest first.
+    """The names that a mirror should hold and does not: the best, then the newest first.
+
+    The best so far belongs to where the training stands: a run that comes back from its mirror compares later
+    ones with it. So it is there before anything newer.
 
     Args:
         keep: the mirror's own.
@@ -35,7 +38,11 @@ def lacking(keep: Keep, local: Iterable[Record], there: Iterable[Record]) -> lis
         and verdict.record.whole
         and not verdict.record.abandoned
     ]
-    return [record.name for record in reversed(wanted)]
+    best = best_of(keep, records)
+    wanted.sort(
+        key=lambda record: (best is not None and record.name == best.name, record.sequence), reverse=True
+    )
+    return [record.name for record in wanted]
 
 
 def leaving(keep: Keep, there: Sequence[Record]) -> list[str]:
