@@ -20,12 +20,13 @@ from holdfast.slurm.job import Job
 
 CONTINUE = "HOLDFAST_CONTINUE"
 SUBMISSION = "HOLDFAST_SUBMISSION"
+SUBMITTED_RUN = "HOLDFAST_RUN"
 MOST_RESTARTS = 3
 """So many times in a row a job is started again without having got any further."""
 
 
-def check_environment(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuses a word that means nothing.
+def check_environment(run: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses a word that means nothing; tells of a job that was submitted for another run than it writes.
 
     Raises:
         UsageError: ``HOLDFAST_CONTINUE`` is not what it can be.
@@ -38,6 +39,15 @@ def check_environment(environ: Mapping[str, str] = os.environ) -> None:
             f"next job of a chain continues. Next: export {CONTINUE}=requeue, or unset it.",
             expected="requeue",
             found=word,
+        )
+    submitted = environ.get(SUBMITTED_RUN, "")
+    if submitted and os.path.realpath(submitted) != os.path.realpath(run):
+        logger.warning(
+            "This job was submitted with --run %s, and this training writes %s: `holdfast status`, and what asks before each "
+            "task whether it is complete, look at the former. Next: holdfast submit --run %s.",
+            submitted,
+            run,
+            run,
         )
 
 

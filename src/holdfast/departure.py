@@ -47,7 +47,7 @@ class Departure:
         self._entered_at = position
         if self._limit is None:
             return
-        continuation.check_environment()
+        continuation.check_environment(run)
         self._earlier = cost.slowest_write(book.read_events(run, _RECENT))
         self._limit.enter(_tell_of_shell(self._limit.job))
 

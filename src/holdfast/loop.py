@@ -92,6 +92,7 @@ class Loop:
         if complete:
             training.stopped = manifest is not None and manifest.stopped
             training.record_end()
+            training.note_end("complete already")
             self.finished = True
             return False
         self.active = kind

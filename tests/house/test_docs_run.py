@@ -384,7 +384,7 @@ def test_the_python_names_of_the_pages_exist() -> None:
             if name not in holdfast.torch.__all__:
                 missing.append(f"{page.name}: holdfast.torch.{name}")
         for name in re.findall(r"(?<![\w/.-])holdfast\.([A-Za-z]\w+)\b(?!/)", text):
-            if name not in (*holdfast.__all__, "torch") and not find_spec(f"holdfast.{name}"):
+            if name not in (*holdfast.__all__, "torch", "toml") and not find_spec(f"holdfast.{name}"):
                 missing.append(f"{page.name}: holdfast.{name}")
         for name in re.findall(r"(?<![\w/.])run\.([a-z]\w+)\b", text):
             if name != "json" and not hasattr(holdfast.Run, name):

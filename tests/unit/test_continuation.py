@@ -117,9 +117,19 @@ def test_a_word_that_means_nothing_is_refused():
     with pytest.raises(
         UsageError, match="HOLDFAST_CONTINUE='requeu'.* Next: export HOLDFAST_CONTINUE=requeue"
     ):
-        continuation.check_environment({"HOLDFAST_CONTINUE": "requeu"})
-    continuation.check_environment({})
-    continuation.check_environment({"HOLDFAST_CONTINUE": "requeue"})
+        continuation.check_environment("run", {"HOLDFAST_CONTINUE": "requeu"})
+    continuation.check_environment("run", {})
+    continuation.check_environment("run", {"HOLDFAST_CONTINUE": "requeue"})
+
+
+def test_another_run_than_submitted_is_told(tmp_path, caplog):
+    """A job whose training writes another run than it was submitted for says so; another name of the same does not."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "alias").symlink_to("run")
+    continuation.check_environment(str(tmp_path / "run"), {"HOLDFAST_RUN": str(tmp_path / "alias")})
+    assert caplog.text == ""
+    continuation.check_environment(str(tmp_path / "run"), {"HOLDFAST_RUN": str(tmp_path / "other")})
+    assert f"Next: holdfast submit --run {tmp_path / 'run'}." in caplog.text
 
 
 def test_what_belongs_together():

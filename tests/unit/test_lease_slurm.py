@@ -100,6 +100,12 @@ def test_a_running_job_keeps_its_run(tmp_path, slurm):
     assert clock.now == pytest.approx(2000, abs=2)
 
 
+def test_a_holder_is_named_with_its_restart():
+    """A job that was started again is told from its former self in every message."""
+    holder = dataclasses.replace(myself(3), slurm_job="41", slurm_task="7", slurm_restart=2)
+    assert "(Slurm job 41, array task 7, restart 2)" in holder.describe()
+
+
 def test_a_job_that_is_just_ending_is_waited_for(tmp_path, slurm):
     """The next task of an array, which may start while the last one is still ending, does not fail over it."""
     slurm("COMPLETING")

@@ -145,7 +145,7 @@ def _prepare(plan: Plan) -> str:
 
 
 def _environment(plan: Plan) -> str:
-    lines = [f"export HOLDFAST_SUBMISSION={quote(plan.submission)}"]
+    lines = [f"export HOLDFAST_SUBMISSION={quote(plan.submission)}", 'export HOLDFAST_RUN="$run"']
     if plan.mode == "requeue":
         lines += [
             "# After its last save the training asks Slurm to start this job again.",

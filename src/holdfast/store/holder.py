@@ -55,6 +55,7 @@ class Holder:
             return f"a process that cannot be named ({lease_name(self.generation)} is unreadable)"
         owner = f" of {self.user}" if self.user and self.user != _user() else ""
         job = self.slurm_job + (f", array task {self.slurm_task}" if self.slurm_task else "")
+        job += f", restart {self.slurm_restart}" if self.slurm_restart else ""
         slurm = f" (Slurm job {job})" if self.slurm_job else ""
         since = self.acquired.replace("T", " ").removesuffix("Z")
         return f"pid {self.pid}{owner} on {self.host}{slurm}, since {since} UTC"

@@ -44,6 +44,9 @@ stop slurmctld "$place/pid/slurmctld.pid"
 stop slurmd "$place"/pid/slurmd-*.pid
 kill_jobs
 stop munged "$place/pid/munged.pid"
+if [ -e "$place/etc/cgroup.conf" ]; then
+    find /sys/fs/cgroup -depth -path '*/slurm_node*' -type d -exec rmdir {} + 2>/dev/null
+fi
 rm -f "$place"/pid/*.pid
 [ "${2:-}" = --wipe ] && rm -rf -- "$place"
 exit 0
