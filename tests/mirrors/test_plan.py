@@ -140,3 +140,12 @@ def test_marks_follow_the_run():
     assert plan.marks(local, {"c3"}, "2026-01-03", there).abandoned == {"c3", "c4"}
     assert plan.marks(local, {"c3"}, "2026-01-01", there).abandoned == {"c3"}
     assert plan.marks([], {"c4"}, None, there) == (set(), {"c4"}, set())
+
+
+def test_the_best_of_the_run_stays_in_every_mirror():
+    """A mirror's own Keep ranks by the run's metric unless it names one of its own."""
+    run, own = Keep(last=3, best=2, metric="m", mode="max"), Keep(last=9, metric="n", mode="min")
+    assert plan.keep_of(None, run) == run
+    assert plan.keep_of(Keep(last=9), run) == Keep(last=9, best=2, metric="m", mode="max")
+    assert plan.keep_of(own, run) == own
+    assert plan.keep_of(Keep(last=9), Keep()) == Keep(last=9)

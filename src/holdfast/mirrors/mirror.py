@@ -19,7 +19,7 @@ class Mirror:
 
     Attributes:
         url: a directory, on another disk than the run's, say. Its parent must exist.
-        keep: which checkpoints stay there; None: as the run keeps them.
+        keep: which checkpoints stay there; None: as the run keeps them. The run's best ones stay in any case.
         limit: bytes per second that a copy takes at most, as a number or like "50 MB"; None: as fast as it goes.
         required: a checkpoint is deleted from the run only when a newer one is there, and `close` raises where
             it is not up to date; otherwise a mirror that lags or fails is only warned of.

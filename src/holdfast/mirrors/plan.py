@@ -13,6 +13,15 @@ HELD = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds
 
 
+def keep_of(own: Keep | None, run: Keep) -> Keep:
+    """What a mirror keeps: as the run does, or by its own Keep, which ranks by the run's metric unless it names one."""
+    if own is None:
+        return run
+    if own.metric is None and run.metric is not None:  # the best stays in a mirror, whatever else does
+        return dataclasses.replace(own, best=run.best, metric=run.metric, mode=run.mode)
+    return own
+
+
 def lacking(keep: Keep, local: Iterable[Record], there: Iterable[Record]) -> list[str]:
     """The names that a mirror should hold and does not: the best, then the newest first.
 

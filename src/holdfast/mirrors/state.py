@@ -9,7 +9,7 @@ from holdfast.errors import UsageError
 from holdfast.mirrors.folder import Folder
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.place import Place
-from holdfast.mirrors.plan import Standing
+from holdfast.mirrors.plan import Standing, keep_of
 from holdfast.policy.keep import Keep
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -52,7 +52,7 @@ class State:
         return cls(
             mirror,
             place,
-            mirror.keep or keep,
+            keep_of(mirror.keep, keep),
             reached=known,
             standing=Standing(required=mirror.required),
         )
