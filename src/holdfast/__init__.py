@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from holdfast.checkpoint import Checkpoint, restore
     from holdfast.checkpoint import open_checkpoint as open  # noqa: A004 (holdfast.open, as io.open)
     from holdfast.drafting import save
+    from holdfast.mirrors.mirror import Mirror
     from holdfast.policy.every import Every
     from holdfast.policy.keep import Keep
     from holdfast.run import Run
@@ -54,6 +55,7 @@ __all__ = [
     "HoldfastError",
     "Keep",
     "LeaseError",
+    "Mirror",
     "MismatchError",
     "NotFoundError",
     "Preempted",
@@ -75,6 +77,7 @@ _HOMES = {
     "Checkpoint": ("checkpoint", "Checkpoint"),
     "Every": ("policy.every", "Every"),
     "Keep": ("policy.keep", "Keep"),
+    "Mirror": ("mirrors.mirror", "Mirror"),
     "Probe": ("state.probe", "Probe"),
     "Run": ("run", "Run"),
     "open": ("checkpoint", "open_checkpoint"),

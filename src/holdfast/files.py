@@ -471,6 +471,64 @@ class PayloadFile:
             self._fd = -1
 
 
+class PartialFile:
+    """A file of known size that an earlier process may have begun: what is there is read, and checked, first.
+
+    A file whose sync failed is deleted: what a second look finds in memory may never have reached the disk.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = os.fspath(path), size
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        with translated(path, "create"):
+            self._fd = system.open(path, flags)
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                os.close(self._fd)
+                raise OSError(errno.EINVAL, "it is no regular file")
+            self.begun = os.fstat(self._fd).st_size
+            """Bytes that were there."""
+
+    def read(self, into: memoryview, offset: int) -> bool:
+        """Fills `into` with what is there; False where the file ends before."""
+        if offset + len(into) > self.begun:
+            return False
+        with translated(self.path, "read"):
+            return read_into(self._fd, into, offset) == len(into)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        with translated(self.path, "write"):
+            done = 0
+            while done < len(data):
+                done += _moved(system.pwrite(self._fd, data[done:], offset + done))
+
+    def finish(self) -> None:
+        """Cuts off what is too much and makes the data durable."""
+        try:
+            with translated(self.path, "sync"):
+                system.truncate(self._fd, self.size)
+                system.fsync(self._fd)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _forget(self.path)
+            raise
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_into(fd: int, into: memoryview, offset: int) -> int:
+    """Fills `into` from byte `offset` on; gives how many bytes there were. The error is the system's own."""
+    done = 0
+    while done < len(into):
+        count = os.preadv(fd, [into[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
 _direct_by_device: dict[int, bool] = {}
 
 

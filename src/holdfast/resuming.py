@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from holdfast import hyperparameters
+from holdfast import hyperparameters, mirrored
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
@@ -43,6 +43,8 @@ def resume(training: Training, takes: Callable[[Manifest], bool] | None = None) 
     try:
         manifest = _resume(training, takes)
         training.record_launch()
+        if training.mirroring is not None:
+            training.mirroring.hand_over()  # what an earlier launch could not finish
         if training.cue is not None:
             training.cue.resumed(training, manifest)
     except BaseException:
@@ -53,6 +55,7 @@ def resume(training: Training, takes: Callable[[Manifest], bool] | None = None) 
 
 def _resume(training: Training, takes: Callable[[Manifest], bool] | None) -> Manifest | None:
     session = training.open()
+    mirrored.catch_up(session, training.options.keep, training.mirroring)
     hyperparameters.check_fresh(training.options.fresh, training.things, training.declared)
     broken: list[Entry] = []
     failures: list[DamagedError | FormatError] = []
@@ -62,7 +65,7 @@ def _resume(training: Training, takes: Callable[[Manifest], bool] | None) -> Man
             if takes is not None and not takes(Checkpoint(entry.path).manifest):
                 passed = passed or entry
                 continue
-            manifest = _restore(training, entry.path)
+            manifest = _restore_or_repair(training, entry)
         except (DamagedError, FormatError, NotFoundError) as error:
             if isinstance(error, NotFoundError) and catalog.is_checkpoint(entry.path):
                 raise
@@ -105,6 +108,16 @@ def _resume(training: Training, takes: Callable[[Manifest], bool] | None) -> Man
         )
     _start_fresh(training)
     return None
+
+
+def _restore_or_repair(training: Training, entry: Entry) -> Manifest:
+    """Restores; a damaged checkpoint once more, after its damaged blocks were fetched from a mirror."""
+    try:
+        return _restore(training, entry.path)
+    except DamagedError as error:
+        if not mirrored.repair(training.open(), entry, training.mirroring, error):
+            raise
+    return _restore(training, entry.path)
 
 
 def _candidates(session: Session, broken: list[Entry]) -> Iterator[Entry]:

@@ -18,6 +18,7 @@ from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Progress
 from holdfast.log import logger
+from holdfast.mirrors.mirror import Mirror, checked
 from holdfast.policy.every import DEFAULT, Every
 from holdfast.policy.keep import Keep, parse_size
 from holdfast.state import adapters, capture, garbage, streams
@@ -38,6 +39,7 @@ class Run:
         every: when to save by itself; default: each epoch, and after 10 minutes; Every(overhead=0.01): as
             often as that share of the training's time allows.
         keep: which checkpoints stay; default: the last three.
+        mirrors: other places for its checkpoints: directories, or `Mirror(…)`; see docs/mirrors.md.
         init: part → reference of a checkpoint that it starts from, while this run has none.
         fresh: names like "scheduler" or "optimizer.lr" that keep this launch's values, once.
         changed: keys of `config` that may differ, and "loader".
@@ -62,6 +64,7 @@ class Run:
         seed: int | None = None,
         every: Every = DEFAULT,
         keep: Keep | None = None,
+        mirrors: Iterable[str | os.PathLike[str] | Mirror] = (),
         init: Mapping[str, str] | None = None,
         fresh: Iterable[str] = (),
         changed: Iterable[str] = (),
@@ -102,6 +105,7 @@ class Run:
         _check_text_and_wait(note, wait)
         refuse_several_processes()
         asked = place = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        places = checked(mirrors, place)
         rehearsed = stage.current()
         if rehearsed is not None:
             place = rehearsed.place(asked, stage.RUNS)
@@ -113,6 +117,8 @@ class Run:
                 seed=seed,
                 every=every,
                 keep=keep or Keep(),
+                # What is rehearsed writes nothing but its own.
+                mirrors=places if rehearsed is None else (),
                 init=dict(init or {}),
                 fresh=_names("fresh", fresh),
                 changed=_names("changed", changed),
@@ -291,7 +297,13 @@ class Run:
         self._take_path()
         fresh = training.session is None
         session = training.open()
-        if session.entries and not self._resumed and training.origin is None and not self._loop.finished:
+        mirrored = training.mirroring is not None and training.mirroring.holds_some
+        if (
+            (session.entries or mirrored)
+            and not self._resumed
+            and training.origin is None
+            and not self._loop.finished
+        ):
             if fresh:
                 training.give_up()
             raise UsageError(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from holdfast.drafting import draft_of
-from holdfast.errors import CheckpointError, HoldfastError, LeaseError
+from holdfast.errors import CheckpointError, HoldfastError, LeaseError, StorageError
 from holdfast.format import card
 from holdfast.format.manifest import Manifest
 from holdfast.format.names import parse_checkpoint_name
 from holdfast.format.safetensors import BLOCK
 from holdfast.format.summary import summarize
 from holdfast.log import logger
+from holdfast.mirrors.mirroring import Mirroring
 from holdfast.overlap import Behind, TornCopyError
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
@@ -52,6 +54,10 @@ class Saver:
         self._known = known
         self._session, self._keep, self._on_nan, self._staging = session, keep, on_nan, staging
         self._flight: _Flight | None = None
+        self.mirroring: Mirroring | None = None
+        """The run's mirrors, which some deletions wait for."""
+        self._held: list[str] = []
+        """Checkpoints that retention would delete and a mirror waits for, the oldest first."""
         self._last: Manifest | None = None
         """What was published last."""
         self._warned_unchanged: set[str] = set()
@@ -135,14 +141,16 @@ class Saver:
         session = self._session
         session.lease.check()
         with session.telling_loss():
-            draft = draft_of(
-                session.writing,
-                manifest.name,
-                states,
-                staging=self._staging_for(states),
-                extra=extra,
-                behind=behind,
-                known=self._known,
+            draft = self._make_room(
+                lambda: draft_of(
+                    session.writing,
+                    manifest.name,
+                    states,
+                    staging=self._staging_for(states),
+                    extra=extra,
+                    behind=behind,
+                    known=self._known,
+                )
             )
             draft.begin()
             draft.wait_early()
@@ -174,6 +182,43 @@ class Saver:
                 self._flight = flight
             raise
 
+    def _make_room(self, begin: Callable[[], Draft]) -> Draft:
+        """Begins a draft; where there is no room, without what mirrors hold back, the oldest first."""
+        while True:
+            try:
+                return begin()
+            except StorageError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._held:
+                    raise
+                name, *self._held = self._held
+                logger.warning(
+                    "There is no room for the next checkpoint: %s is deleted, although a mirror does not have it yet.",
+                    name,
+                )
+                self._delete([(name, "no room; a mirror was waiting for it")])
+
+    def delete_held(self) -> None:
+        """Deletes what was held back for mirrors that have caught up since."""
+        if self.mirroring is None or not self._held:
+            return
+        entries = self._session.entries
+        doomed = [verdict for verdict in retention.verdicts(self._keep, entries) if not verdict.kept]
+        held = self.mirroring.held_back([verdict.record for verdict in doomed])
+        self._delete(
+            [
+                (verdict.record.name, "; ".join(verdict.reasons))
+                for verdict in doomed
+                if verdict.record.name in self._held and verdict.record.name not in held
+            ]
+        )
+
+    def _delete(self, doomed: Iterable[tuple[str, str]]) -> None:
+        session = self._session
+        for name, reason in doomed:
+            if retention.delete(session.path, name, session.writing):
+                session.remove({name})
+                book.note_event(session.path, "delete", name=name, reason=reason)
+
     def _staging_for(self, states: Mapping[str, PartState]) -> int:
         from holdfast.payload import staging
 
@@ -202,6 +247,8 @@ class Saver:
         entry.summary = summarize(manifest)
         if self.published is not None:
             self.published(path)
+        if self.mirroring is not None:
+            self.mirroring.hand_over()
         self._warn_unchanged(manifest, before, watched)
         self._last = manifest
         try:
@@ -285,8 +332,14 @@ class Saver:
             record = retention.best_record(self._keep, entries)
             best = record.name if record else None
         retention.point_links(session.path, session.writing, entries[-1].folder, best)
-        for verdict in retention.verdicts(self._keep, entries):
-            if not verdict.kept and retention.delete(session.path, verdict.record.name, session.writing):
+        verdicts = retention.verdicts(self._keep, entries)
+        doomed = [verdict.record for verdict in verdicts if not verdict.kept]
+        held = self.mirroring.held_back(doomed) if self.mirroring is not None else set()
+        self._held = [record.name for record in doomed if record.name in held]
+        for verdict in verdicts:
+            if verdict.kept or verdict.record.name in held:
+                continue
+            if retention.delete(session.path, verdict.record.name, session.writing):
                 flight.deleted.append(verdict.record.name)
                 book.note_event(
                     session.path, "delete", name=verdict.record.name, reason="; ".join(verdict.reasons)

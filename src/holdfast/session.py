@@ -12,6 +12,7 @@ from holdfast.errors import LeaseError, StorageError, UsageError
 from holdfast.format.names import LAST_SEQUENCE
 from holdfast.policy.keep import Keep, Record, rank
 from holdfast.store import book, catalog
+from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 from holdfast.store.lease import Lease
 
@@ -46,8 +47,18 @@ class Session:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str, *, wait: float, say: Callable[[str], None]) -> Session:
+    def open(
+        cls,
+        path: str,
+        *,
+        wait: float,
+        say: Callable[[str], None],
+        identify: Callable[[Lease, RunBook | None], RunBook | None] | None = None,
+    ) -> Session:
         """Creates the run if there is none, takes the lease, then reads what is there.
+
+        `identify` is asked under the lease with the run's book (None for a new run); the book that it gives,
+        if any, is that of the run which an empty directory takes up.
 
         Raises:
             UsageError: the directory holds something else.
@@ -68,11 +79,13 @@ class Session:
         lease = Lease.acquire(path, wait=wait, say=say)
         try:
             session = cls(path, lease)
-            if catalog.is_run(path):
-                session.book = book.read_run(path)
-            else:
+            own = book.read_run(path) if catalog.is_run(path) else None
+            if own is None:
                 # Under the lease: were there anything, this would bury it.
                 _refuse_foreign(path)
+            adopted = identify(lease, own) if identify is not None else None
+            session.book = adopted or own or session.book
+            if own is None or adopted is not None:
                 session.write_book()
             session.entries = catalog.scan(path)
         except BaseException:

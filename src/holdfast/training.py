@@ -14,6 +14,9 @@ from holdfast.errors import HoldfastError, Preempted, StorageError, UsageError
 from holdfast.format.manifest import Goal, Progress
 from holdfast.journal import Journal
 from holdfast.log import logger
+from holdfast.mirrors import fetching, mirroring
+from holdfast.mirrors.mirror import Mirror
+from holdfast.mirrors.mirroring import Mirroring
 from holdfast.overlap import Overlap, TornCopyError
 from holdfast.pace import Pace
 from holdfast.policy.every import Every, Since
@@ -24,6 +27,8 @@ from holdfast.signals import Signals
 from holdfast.state import adapters, capture, environment, streams, tree
 from holdfast.state.known import Known
 from holdfast.store import book, catalog
+from holdfast.store.book import RunBook
+from holdfast.store.lease import Lease
 
 _GENERATORS = {"torch.Generator", "tensorflow.Generator", "numpy.Generator", "random.Random"}
 
@@ -38,6 +43,7 @@ class Options:
     seed: int | None
     every: Every
     keep: Keep
+    mirrors: tuple[Mirror, ...]
     init: Mapping[str, str]
     fresh: tuple[str, ...]
     changed: tuple[str, ...]
@@ -114,6 +120,8 @@ class Training:
         self.signals = Signals()
         self.session: Session | None = None
         self.saver: Saver | None = None
+        self.mirroring: Mirroring | None = None
+        """The mirrors, while the run is open; None where it has none."""
         self.goal: Goal | None = None
         self.stopping = False
         self.stopped = False
@@ -193,9 +201,20 @@ class Training:
         if self.closed:
             raise UsageError(f"The run {self.options.path} is closed. Next: make a new Run on the same path.")
         if self.session is None:
-            session = Session.open(self.options.path, wait=self.options.wait, say=logger.warning)
+            identify = self._look_at_mirrors if self.options.mirrors else None
+            session = Session.open(
+                self.options.path, wait=self.options.wait, say=logger.warning, identify=identify
+            )
             self.session = session
+            if self.mirroring is not None:
+                session.last_sequence = self.mirroring.highest
         return self.session
+
+    def _look_at_mirrors(self, lease: Lease, own: RunBook | None) -> RunBook | None:
+        options = self.options
+        states, adopted = fetching.look(options.path, own, lease.token, options.mirrors, options.keep)
+        self.mirroring = Mirroring(options.path, lease, states)
+        return adopted
 
     def record_launch(self) -> None:
         """Writes into run.json what this launch says; called once it is accepted."""
@@ -208,6 +227,8 @@ class Training:
             facts["goal"] = {"kind": self.goal.kind, "value": self.goal.value}
             task, belongs = departure.goal_key()
             session.book.goals[task] = {**facts["goal"], "job": belongs}
+        if self.mirroring is not None or session.book.mirrors:
+            session.book.mirrors = self.mirroring.records() if self.mirroring is not None else None
         session.book.restarts = continuation.count_launch(session.book.restarts, self.position.key())
         session.write_book()
         book.note_event(session.path, "launch", **facts)
@@ -215,6 +236,9 @@ class Training:
     def give_up(self) -> None:
         """A launch that was refused holds nothing: the lease is released, the run is as it was."""
         session, self.session, self.saver = self.session, None, None
+        mirroring, self.mirroring = self.mirroring, None
+        if mirroring is not None:
+            mirroring.stop()
         if session is not None:
             try:
                 session.close()
@@ -234,8 +258,11 @@ class Training:
                 session, options.keep, on_nan=options.on_nan, staging=options.staging, known=self.known
             )
             self.saver.landed, self.saver.torn = self.pace.land, self._note_torn
+            self.saver.mirroring = self.mirroring
             if self.cue is not None:
                 self.saver.published = self.cue.published
+        if self.mirroring is not None:
+            self.mirroring.report()
         return self.saver
 
     def raise_failure(self) -> None:
@@ -527,6 +554,7 @@ class Training:
                 raise  # still open: the save in flight must not lose its directory
             except BaseException as error:
                 failures.append(error)
+        interrupted = self._close_mirrors(failures)
         session, self.session, self.saver, self.failure = self.session, None, None, None
         if session is not None:
             self.journal.write(session.path)
@@ -541,8 +569,35 @@ class Training:
                 failures.append(error)
         for later in failures[1:]:
             logger.error("Closing %s: %s", self.options.path, later)
+        if interrupted is not None:
+            raise interrupted
         if failures:
             raise failures[0]
+
+    def _close_mirrors(self, failures: list[BaseException]) -> KeyboardInterrupt | None:
+        """Waits for the mirrors, as long as is sensible; Ctrl-C ends the wait, and closing goes on."""
+        mirrors, saver, session = self.mirroring, self.saver, self.session
+        self.mirroring = None
+        if mirrors is None or session is None:
+            return None
+        interrupted = None
+        try:
+            if session.lease.overtaken:
+                mirrors.stop()
+            else:
+                mirrors.close(mirroring.SIGNAL_SECONDS if self.ended else mirroring.CLOSE_SECONDS)
+                if saver is not None:
+                    saver.delete_held()
+                if session.book.mirrors is not None and session.book.mirrors != mirrors.records():
+                    session.book.mirrors = mirrors.records()
+                    session.write_book()
+                mirrors.leave()
+        except KeyboardInterrupt as error:
+            logger.warning("Ctrl-C: the mirrors of %s are not waited for.", session.path)
+            interrupted = error
+        except HoldfastError as error:
+            failures.append(error)
+        return interrupted
 
 
 def _plain_keep(keep: Keep) -> dict[str, Any]:

@@ -74,8 +74,8 @@ SAFEGUARDS = [
     Safeguard(
         "a checkpoint is built where no reader looks",
         "saving.py",
-        "                session.writing,\n                manifest.name,",
-        "                session.path,\n                manifest.name,",
+        "                    session.writing,\n                    manifest.name,",
+        "                    session.path,\n                    manifest.name,",
         "tests/crash/test_kill_points.py -k FurtherSave",
     ),
     Safeguard(
@@ -419,5 +419,133 @@ SAFEGUARDS = [
         '        if os.getpid() != self._pid:\n            raise UsageError("This run belongs to the parent',
         '        if False:\n            raise UsageError("This run belongs to the parent',
         "tests/unit/test_refusals.py::test_a_forked_child_is_inert",
+    ),
+    # -- mirrors
+    Safeguard(
+        "a block is checked before it is copied into a mirror",
+        "mirrors/copying.py",
+        "            if present == len(block) and _is(block, digest):\n",
+        "            if present == len(block):\n",
+        "tests/mirrors/test_mirrors.py::test_damage_is_not_spread",
+    ),
+    Safeguard(
+        "what an interrupted copy left is checked",
+        "mirrors/copying.py",
+        "if part.read(block, start) and _is(block, digest):",
+        "if part.read(block, start):",
+        "tests/mirrors/test_mirrors.py::test_an_interrupted_copy_goes_on_by_block",
+    ),
+    Safeguard(
+        "a copy is built where no reader of the mirror looks",
+        "mirrors/folder.py",
+        """        source, final = os.path.join(self._own, name), os.path.join(self.url, name)
+""",
+        """        source, final = os.path.join(self._own, name), os.path.join(self.url, name)
+        files.make_new_directory(final)
+        for file in os.listdir(source):
+            files.rename(os.path.join(source, file), os.path.join(final, file))
+        return
+""",
+        "tests/mirrors/test_faults.py -k killed_anywhere",
+    ),
+    Safeguard(
+        "the files of a copy are synced",
+        "files.py",
+        """            with translated(self.path, "sync"):
+                system.truncate(self._fd, self.size)
+                system.fsync(self._fd)
+        except BaseException:
+""",
+        """            with translated(self.path, "sync"):
+                system.truncate(self._fd, self.size)
+        except BaseException:
+""",
+        "tests/mirrors/test_lagging.py::test_durable_before_it_is_seen",
+    ),
+    Safeguard(
+        "a mirror's folder is synced after the rename",
+        "mirrors/folder.py",
+        """            files.rename(source, final)
+        try:
+            files.sync_directory(self.url)
+""",
+        """            files.rename(source, final)
+        try:
+            pass
+""",
+        "tests/mirrors/test_lagging.py::test_durable_before_it_is_seen",
+    ),
+    Safeguard(
+        "the lease is looked at before a checkpoint appears in a mirror",
+        "mirrors/mirroring.py",
+        "            self._lease.check()\n            place.publish(name)\n",
+        "            place.publish(name)\n",
+        "tests/mirrors/test_lagging.py::test_a_lost_lease_changes_nothing_in_the_mirror",
+    ),
+    Safeguard(
+        "who writes a mirror takes the directory of the writer before out of use",
+        "mirrors/folder.py",
+        "        others = [path for name in names if (path := os.path.join(self.url, name)) != self._own]\n",
+        "        others: list[str] = []\n",
+        "tests/mirrors/test_lagging.py::test_a_sleeping_writer_finds_its_directory_gone",
+    ),
+    Safeguard(
+        "a run takes from its mirrors only what is newer than all that it has",
+        "mirrors/plan.py",
+        " or record.sequence <= highest:",
+        ":",
+        "tests/mirrors/test_plan.py::test_only_newer_ones_are_offered",
+    ),
+    Safeguard(
+        "a mirror does not undo a rewind that did not know of it",
+        "mirrors/plan.py",
+        "            if rewound is not None and created <= rewound:\n                continue\n",
+        "",
+        "tests/mirrors/test_mirrors.py::test_a_rewind_that_did_not_know",
+    ),
+    Safeguard(
+        "a mirror of another run is refused",
+        "mirrors/fetching.py",
+        "        if state.found is not None and mine is not None and state.found.id != mine.id:\n",
+        "        if False:\n",
+        "tests/mirrors/test_mirrors.py::test_another_run",
+    ),
+    Safeguard(
+        "an empty run begins nothing while a mirror cannot be read",
+        "mirrors/fetching.py",
+        "            if empty:\n                raise type(error)(",
+        "            if False:\n                raise type(error)(",
+        "tests/mirrors/test_mirrors.py::test_an_empty_run_begins_nothing_while_a_mirror_is_out_of_reach",
+    ),
+    Safeguard(
+        "where a mirror was and is no more nothing is written",
+        "mirrors/mirroring.py",
+        "        if found is None and state.reached:\n",
+        "        if False:\n",
+        "tests/mirrors/test_mirrors.py::test_a_mirror_that_vanished_is_not_begun_anew",
+    ),
+    Safeguard(
+        "a deletion waits for a mirror that lags",
+        "saving.py",
+        "            if verdict.kept or verdict.record.name in held:\n",
+        "            if verdict.kept:\n",
+        "tests/mirrors/test_lagging.py::test_two_deletions_wait",
+    ),
+    Safeguard(
+        "a repair builds a new file",
+        "mirrors/repairing.py",
+        """    draft = FolderTarget(os.path.join(writing, f"{name}.repair"))
+""",
+        """    draft = FolderTarget(path)
+    draft.begin = lambda _: None  # type: ignore[method-assign]
+""",
+        "tests/mirrors/test_mirrors.py::test_exactly_the_damaged_block_is_fetched",
+    ),
+    Safeguard(
+        "close waits for mirrors",
+        "mirrors/mirroring.py",
+        "            while not self._idle():\n",
+        "            while False:\n",
+        "tests/mirrors/test_lagging.py::test_two_deletions_wait",
     ),
 ]

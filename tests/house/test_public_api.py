@@ -22,6 +22,7 @@ NAMES = [
     "HoldfastError",
     "Keep",
     "LeaseError",
+    "Mirror",
     "MismatchError",
     "NotFoundError",
     "Preempted",
@@ -42,11 +43,12 @@ MEMBERS = {
     "Checkpoint": "arrays config created environment load manifest metrics name note parts pin progress read restore "
     "saved sequence total_bytes unpin verify",
     "Keep": "best budget budget_bytes every_epochs last metric mode",
+    "Mirror": "keep limit limit_bytes path required",
     "Every": "due epochs explain interval minutes mtbf overhead paced steps",
     "Probe": "check run",
 }
 PARAMETERS = {
-    "Run": "path config note seed every keep init fresh changed on_nan overlap staging wait",
+    "Run": "path config note seed every keep mirrors init fresh changed on_nan overlap staging wait",
     "Run.save": "self epoch step metrics wait",
     "Run.epochs": "self goal",
     "Run.steps": "self goal",
@@ -60,6 +62,7 @@ PARAMETERS = {
     "restore": "reference targets strict",
     "save": "path parts note config extra",
     "Keep": "last best metric mode every_epochs budget",
+    "Mirror": "url keep limit required",
     "Every": "epochs steps minutes overhead mtbf",
 }
 EXIT_CODES = {

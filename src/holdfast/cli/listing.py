@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
 
-from holdfast import files
+from holdfast import files, mirrored
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, UsageError
@@ -58,8 +58,8 @@ def _list_run(run: str, place: str, *, as_json: bool) -> None:
     known = catalog.run_keep(run)
     keep = known or Keep()
     verdicts = {verdict.record.name: verdict for verdict in retention.verdicts(keep, entries)}
-    marks = marks_of(entries, keep)
     about = book.read_run(run)
+    marks = marks_of(entries, keep, mirrored.names_in_mirrors(run) if about.mirrors else frozenset())
     if as_json:
         print_json(
             {
@@ -86,8 +86,8 @@ def _list_run(run: str, place: str, *, as_json: bool) -> None:
             click.echo(f"{entry.sequence}: {text.clean(str(entry.problem))}")
 
 
-def marks_of(entries: Sequence[Entry], keep: Keep) -> dict[str, list[str]]:
-    """Name → its marks, of: latest, best, pinned, NaN, abandoned, damaged, foreign."""
+def marks_of(entries: Sequence[Entry], keep: Keep, in_mirrors: Collection[str] = ()) -> dict[str, list[str]]:
+    """Name → its marks, of: latest, best, pinned, NaN, abandoned, damaged, foreign, mirrored."""
     latest = next((entry for entry in reversed(entries) if entry.usable), None)
     best = retention.best_record(keep, entries) if keep.metric is not None else None
     found = {}
@@ -101,6 +101,7 @@ def marks_of(entries: Sequence[Entry], keep: Keep) -> dict[str, list[str]]:
             (entry.abandoned, "abandoned"),
             (summary is None, "damaged"),
             (summary is not None and not entry.whole, "foreign"),
+            (entry.folder in in_mirrors, "mirrored"),
         )
         found[entry.folder] = [mark for holds, mark in marks if holds]
     return found

@@ -7,23 +7,29 @@ from typing import Any
 
 import click
 
+from holdfast import mirrored
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import Progress, reading
-from holdfast.errors import DamagedError, HoldfastError, NotFoundError
+from holdfast.errors import DamagedError, HoldfastError, NotFoundError, UsageError
 from holdfast.store import catalog
 from holdfast.store.entry import Entry
 
 
 @command("verify")
 @click.argument("reference", metavar="REF|RUN")
+@click.option("--repair", is_flag=True, help="Take what is damaged in a run from its mirrors.")
+@click.option("--mirror", "mirrors", metavar="DIR", multiple=True, help="A mirror to repair from.")
 @json_option
 @click.pass_context
-def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
+def verify_command(
+    ctx: click.Context, reference: str, repair: bool, mirrors: tuple[str, ...], as_json: bool
+) -> None:
     """Read every byte of a checkpoint, or of all checkpoints of a run; name what is damaged.
 
-    Ends with exit code 5 when anything is damaged.
+    With --repair, the damaged blocks of a run's checkpoints are taken from the mirrors that it was last started
+    with, or from DIR, and it is read again. Ends with exit code 5 when anything is damaged in the end.
     """
     path = os.path.abspath(os.path.expanduser(reference))
     rows: list[dict[str, Any]] = []
@@ -42,6 +48,11 @@ def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
         if not as_json:
             _print(rows[-1])
     bad = [row for row in rows if row["problems"] and row["status"] != "gone"]
+    if repair:
+        if not catalog.is_run(path):
+            raise UsageError(f"{path} is no run; --repair takes a run.", path=path)
+        _repair(path, [row for row in bad if row["status"] == "damaged"], mirrors, quiet=as_json)
+        bad = [row for row in bad if row["problems"]]
     if as_json:
         print_json({"damaged": len(bad), "checkpoints": [_json(row) for row in rows]})
     elif not rows:
@@ -53,6 +64,33 @@ def verify_command(ctx: click.Context, reference: str, as_json: bool) -> None:
             f"{f'{len(bad)} not whole' if bad else 'all whole'}"
         )
     ctx.exit(_exit_code([problem for row in bad for problem in row["problems"]]))
+
+
+def _repair(run: str, rows: list[dict[str, Any]], mirrors: tuple[str, ...], *, quiet: bool) -> None:
+    """Repairs the checkpoints of these rows, and reads them again."""
+    if not rows:
+        return
+
+    def say(line: str) -> None:
+        click.echo(f"holdfast: {text.clean(line)}", err=True)
+
+    done = mirrored.repair_run(run, [row["name"] for row in rows], mirrors, say)
+    entries = {entry.folder: entry for entry in catalog.scan(run)}
+    for row in rows:
+        result = done[row["name"]]
+        if isinstance(result, HoldfastError):
+            row["problems"].append(result)
+            if not quiet:
+                click.echo(f"not repaired: {text.clean(row['name'])}: {text.clean(str(result))}")
+            continue
+        entry = entries[row["name"]]
+        problems = _look(entry, lambda _: None)
+        row.update(_row(entry.path, entry.size, problems, foreign=entry.foreign), repaired=result.files)
+        if not quiet:
+            click.echo(
+                f"repaired {text.clean(row['name'])}: {', '.join(map(text.clean, result.files))}; "
+                f"{text.size(result.fetched)} fetched"
+            )
 
 
 def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:

@@ -9,9 +9,10 @@ A Ctrl-C may hit the main thread anywhere in here. `threading.Condition` and `Ev
 Python and can be left locked by it, which would hang everyone else; so what the main thread
 touches are plain locks and `SimpleQueue`, which are not interrupted half-way.
 
-There are three crews: "blocks" copies, digests and reads; "disk" writes blocks and nothing else (a
+There are four crews: "blocks" copies, digests and reads; "disk" writes blocks and nothing else (a
 thread that copies between two writes keeps the disk waiting: a sixth slower, with the same work);
 "publish" has one thread, whose tasks may wait for tasks of the others. Nothing else waits for a task.
+"mirrors" has one thread, which copies what was published to other places, and needs none of the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Literal
 
 from holdfast.errors import UsageError
 
-Crew = Literal["blocks", "disk", "publish"]
+Crew = Literal["blocks", "disk", "publish", "mirrors"]
 Task = Callable[[], object]
 _SLICE = 0.5  # seconds that the main thread waits at a time
 
@@ -167,7 +168,7 @@ class _Process:
 
     def __init__(self) -> None:
         count = min(4, max(2, os.cpu_count() or 1))
-        sizes: dict[Crew, int] = {"blocks": count, "disk": count, "publish": 1}
+        sizes: dict[Crew, int] = {"blocks": count, "disk": count, "publish": 1, "mirrors": 1}
         self.teams = {name: _Team(name, size) for name, size in sizes.items()}
         self.lock = threading.Lock()
         self.watched = False
@@ -184,6 +185,7 @@ class _Process:
         threading.main_thread().join()
         # In this order: what is being published may still need the other crews.
         self.teams["publish"].end()
+        self.teams["mirrors"].end()
         self.teams["blocks"].end()
         self.teams["disk"].end()
 

@@ -35,6 +35,8 @@ class RunBook(msgspec.Struct, kw_only=True):
     goals: dict[str, Any] = {}
     reached: dict[str, Any] | None = None
     restarts: dict[str, Any] | None = None
+    mirrors: list[dict[str, Any]] | None = None
+    rewound: str | None = None
 
 
 def new_run() -> RunBook:

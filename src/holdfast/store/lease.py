@@ -216,6 +216,11 @@ class Lease:
                 )
 
     @property
+    def token(self) -> str:
+        """What tells this acquisition from every other one."""
+        return self._identity.token
+
+    @property
     def overtaken(self) -> bool:
         """Whether the last beat found a higher lease. Costs nothing; `check` says more."""
         return self._overtaken

@@ -1,0 +1,217 @@
+"""What a run takes from its mirrors when it is opened: its identity, and checkpoints that it lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from holdfast import files, storage
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError
+from holdfast.log import logger
+from holdfast.mirrors import copying, plan
+from holdfast.mirrors.folder import FolderTarget
+from holdfast.mirrors.mirror import Mirror
+from holdfast.mirrors.plan import Offer
+from holdfast.mirrors.state import State, other_run
+from holdfast.policy.keep import Keep, best_of
+from holdfast.store import book, catalog, retention
+from holdfast.store.book import RunBook
+from holdfast.store.entry import Entry
+
+_LINE_SECONDS = 5.0
+_OVERHEAD = 1 << 20
+
+
+def look(
+    run: str, own: RunBook | None, writer: str, mirrors: Sequence[Mirror], keep: Keep
+) -> tuple[list[State], RunBook | None]:
+    """Looks at the mirrors of a run; gives their states, and the book of the run that an empty one takes up.
+
+    Args:
+        run: the run's directory.
+        own: its book; None where it is new.
+        writer: what tells this writer of the mirrors from all others.
+        mirrors: as the user named them.
+        keep: the run's own.
+
+    Raises:
+        UsageError: a mirror holds another run, or something else.
+        StorageError: a mirror is out of reach, and the run is empty: it may well lie there.
+
+    """
+    empty = own is None or not catalog.scan(run)
+    known = {
+        entry.get("url")
+        for entry in (own.mirrors if own is not None else None) or ()
+        if entry.get("reached") is True
+    }
+    states = [State.of(mirror, keep, writer, mirror.path in known) for mirror in mirrors]
+    adopted: RunBook | None = None
+    for state in states:
+        url = state.place.url
+        try:
+            state.found = state.place.book()
+            entries = state.place.entries() if state.found is not None else []
+        except (StorageError, DamagedError) as error:
+            if empty:
+                raise type(error)(
+                    f"{run} has no checkpoint, and its mirror, which may have some, cannot be read: {error} "
+                    f"Nothing was begun. Next: make it readable; or start without this mirror, to begin anew.",
+                    **error.facts,
+                ) from error
+            state.problem = str(error)
+            logger.warning("The mirror %s cannot be read: %s", url, error)
+            continue
+        if state.found is not None:
+            if adopted is None and empty and (own is None or (entries and state.found.id != own.id)):
+                adopted = state.found
+            state.reached = True
+            state.saw(entries, read=False)
+    mine = adopted or own
+    for state in states:
+        if state.found is not None and mine is not None and state.found.id != mine.id:
+            raise other_run(run, mine.id, state.place.url, state.found.id)
+    return states, adopted
+
+
+def highest(states: Sequence[State]) -> int:
+    """The highest number that a checkpoint has in any mirror: a run that lost its own uses none of them again."""
+    numbers = [entry.sequence for state in states if state.found is not None for entry in _entries(state)]
+    return max(numbers, default=0)
+
+
+def _entries(state: State) -> list[Entry]:
+    if state.found is None:
+        return []
+    try:
+        return state.place.entries()
+    except HoldfastError as error:
+        logger.warning("The mirror %s cannot be read: %s", state.place.url, error)
+        return []
+
+
+def catch_up(
+    run: str,
+    writing: str,
+    local: Sequence[Entry],
+    rewound: str | None,
+    keep: Keep,
+    states: Sequence[State],
+    check: Callable[[], None],
+) -> list[str]:
+    """Fetches the newest checkpoint that mirrors have and the run has not; where the run is empty, the best as well.
+
+    Args:
+        run: the run's directory.
+        writing: the directory that only the holder of its lease has.
+        local: its checkpoints.
+        rewound: when it was rewound last.
+        keep: its own.
+        states: its mirrors.
+        check: raises when the lease is lost.
+
+    Returns:
+        The names that were fetched, the newest last.
+
+    Raises:
+        StorageError: there is no room for it, or it cannot be written.
+        DamagedError: the run is empty, and no mirror has a whole one.
+
+    """
+    there = {number: _entries(state) for number, state in enumerate(states)}
+    abandoned = catalog.marks(run, catalog.ABANDONED)
+    # By their names: a list may have thousands, and only newer ones are read.
+    highest_here = max((entry.sequence for entry in local), default=0)
+    offered = plan.offers(
+        highest_here,
+        abandoned,
+        rewound,
+        {
+            number: [
+                (e.record(), e.summary.created if e.summary else "")
+                for e in entries
+                if e.sequence > highest_here
+            ]
+            for number, entries in there.items()
+        },
+    )
+    fetched: list[str] = []
+    failures: list[HoldfastError] = []
+    best = best_of(keep, [offer.record for offer in offered]) if not local else None
+    # The best so far belongs to where the training stands, since later ones are compared with it. It comes
+    # first: stopped after it, the run is behind, and the next launch fetches the newest.
+    first = [offer for offer in offered if best is not None and offer.record.name == best.name]
+    for offer in [*first, *offered]:
+        if offer.record.name in fetched:
+            break
+        try:
+            _fetch(run, writing, offer, states, check)
+        except (DamagedError, FormatError, NotFoundError) as error:
+            failures.append(error)
+            logger.warning("Passed over %s in the mirrors: %s", offer.record.name, error)
+            continue
+        fetched.append(offer.record.name)
+        if offer not in first or offer is offered[0]:
+            break
+    if not local and failures and not fetched:
+        raise failures[0]
+    if fetched:
+        _tell(run, local, offered, fetched[-1], states)
+    return fetched
+
+
+def _tell(
+    run: str, local: Sequence[Entry], offered: Sequence[Offer], name: str, states: Sequence[State]
+) -> None:
+    places = next(offer.places for offer in offered if offer.record.name == name)
+    if local:
+        logger.warning(
+            "%s is behind its mirror %s: the training goes on from %s, which was fetched from there.",
+            run,
+            states[places[0]].place.url,
+            name,
+        )
+    for number, state in enumerate(states):
+        if number not in places and state.found is not None:
+            logger.warning(
+                "The mirror %s does not have %s, the newest one; it is brought up to date.",
+                state.place.url,
+                name,
+            )
+
+
+def _fetch(run: str, writing: str, offer: Offer, states: Sequence[State], check: Callable[[], None]) -> None:
+    """Copies a checkpoint into the run, from all mirrors that have it, and publishes it."""
+    name, started = offer.record.name, time.monotonic()
+    sources = [states[number].place.source(name) for number in offer.places]
+    storage.check_space(writing, offer.record.size + _OVERHEAD)
+    total, done, said = offer.record.size, 0, [started]
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        now = time.monotonic()
+        if now - said[0] > _LINE_SECONDS:
+            said[0] = now
+            logger.info("fetching %s: %d of %d MB", name, done >> 20, total >> 20)
+
+    draft = os.path.join(writing, name)
+    try:
+        copied = copying.copy(sources, FolderTarget(draft), tell)
+        check()
+        final = os.path.join(run, name)
+        with files.translated(final, "publish"):
+            files.rename(draft, final)
+        files.sync_directory(run)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.remove_tree(draft)
+        raise
+    url = states[offer.places[0]].place.url
+    if offer.record.pinned:
+        retention.mark(run, catalog.PINS, name)
+    logger.info("Fetched %s from the mirror %s.", name, url)
+    seconds = round(time.monotonic() - started, 4)
+    book.note_event(run, "fetch", name=name, url=url, bytes=copied.sent, seconds=seconds)

@@ -1,0 +1,108 @@
+"""What a mirror must be able to do, whatever kind of storage it is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from holdfast.store.book import RunBook
+from holdfast.store.entry import Entry
+
+
+class Source(Protocol):
+    """A checkpoint that can be read from, bytes by bytes; nothing of it is trusted before it is checked.
+
+    Each call raises `NotFoundError` for what is not there and `StorageError` for what cannot be read.
+    """
+
+    path: str
+    """For messages."""
+
+    def small(self, file: str, limit: int) -> bytes:
+        """The bytes of a file; more than `limit` are a `FormatError`."""
+
+    def read(self, file: str, into: memoryview, offset: int) -> int:
+        """Fills `into` from byte `offset` of a file; gives how many bytes there were."""
+
+
+class Part(Protocol):
+    """A file on its way into a place."""
+
+    def read(self, into: memoryview, offset: int) -> bool:
+        """Fills `into` with what an earlier attempt left there; False where there is nothing."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Takes bytes of the file."""
+
+    def finish(self) -> None:
+        """Returns when the file is durable; an attempt that fails is forgotten as a whole."""
+
+    def close(self) -> None:
+        """Ends the attempt; what was written may be found by the next one."""
+
+
+class Target(Protocol):
+    """A checkpoint on its way into a place: no reader sees it before it is published."""
+
+    def begin(self, names: Collection[str]) -> None:
+        """Prepares for files of these names, and removes what an earlier attempt left under others."""
+
+    def part(self, file: str, size: int) -> Part:
+        """A file of that size."""
+
+    def finish(self) -> None:
+        """Returns when all of it is durable under its hidden name."""
+
+
+class Place(Protocol):
+    """A mirror. It has the layout of a run, without leases and links.
+
+    Attributes:
+        url: its name, for messages.
+
+    """
+
+    url: str
+
+    def book(self) -> RunBook | None:
+        """The content of its run.json; None where a mirror can be begun.
+
+        Raises:
+            UsageError: something else is there.
+            StorageError: it is out of reach.
+
+        """
+
+    def entries(self) -> list[Entry]:
+        """Its checkpoints, oldest first."""
+
+    def source(self, name: str) -> Source:
+        """One of its checkpoints."""
+
+    def enter(self, book: bytes) -> None:
+        """Takes over what earlier writers left unfinished, and brings run.json up to date."""
+
+    def target(self, name: str) -> Target:
+        """A checkpoint that is to come; one that was begun before is continued."""
+
+    def unfinished(self) -> Sequence[str]:
+        """The names of checkpoints that were begun."""
+
+    def forget(self, name: str) -> None:
+        """Removes what was begun of a checkpoint."""
+
+    def publish(self, name: str) -> None:
+        """Makes a finished one visible under its name, in one step, and durable."""
+
+    def delete(self, name: str) -> bool:
+        """Takes a checkpoint away, in one step; False when it is pinned there."""
+
+    def mark(self, kind: str, names: Collection[str], *, gone: Collection[str] = ()) -> None:
+        """Marks names as pinned or abandoned, and takes the marks of others away."""
+
+    def leave(self) -> None:
+        """Removes the hidden names that are not needed to continue."""
+
+    def steady(self) -> contextlib.AbstractContextManager[None]:
+        """What the storage says in the block becomes errors that name this place."""
