@@ -52,14 +52,15 @@ def last_step(text):
     return int(re.findall(r"^did (\d+)$", text, re.M)[-1])
 
 
-def assert_like_one_through(folder, steps):
+def assert_like_one_through(folder, steps, run="run"):
     """The run in the folder equals one that was never interrupted, to the bit."""
     through = folder / "through"
+    shutil.rmtree(through, ignore_errors=True)
     through.mkdir()
     words = [sys.executable, TRAINING, str(steps), "--pause=0"]
     environ = {**os.environ, **SETTINGS}
     subprocess.run(words, cwd=through, env=environ, check=True, capture_output=True, timeout=120)
-    first, second = holdfast.open(str(folder / "run")), holdfast.open(str(through / "run"))
+    first, second = holdfast.open(str(folder / run)), holdfast.open(str(through / "run"))
     assert comparison.compare(first, second).equal
 
 
@@ -335,3 +336,26 @@ def test_a_dead_job_on_another_node_is_taken_over_at_once(submit, tmp_path):
     third = submit("60", start=elsewhere)
     assert slurm.wait_until(third) == "COMPLETED"
     assert "no sign of life" not in said(tmp_path, third)
+
+
+# -- node-local scratch ----------------------------------------------------------------------------
+
+
+def test_a_run_on_local_scratch_goes_on_on_another_node(submit, tmp_path):
+    """A run in a node's own scratch, with a mirror that all nodes see, resumes on another node from the mirror."""
+    (tmp_path / "shared").mkdir()
+    words = '120 --every=10 --mirror=shared/run --run="$TMPDIR/run"'
+    # What is local to a node here is a folder that no other node's job is given.
+    lines = ["export TMPDIR=$PWD/scratch-$SLURMD_NODENAME", "mkdir -p $TMPDIR"]
+    first = submit(words, "--nodelist=node1", lines=lines)
+    slurm.wait_for_line(tmp_path / f"{first}.out", "did 40")
+    slurm.signal(first, "USR1")
+    assert slurm.wait_until(first) == "FAILED"
+    shutil.rmtree(tmp_path / "scratch-node1")
+    second = submit(words, "--nodelist=node2", lines=lines)
+    assert slurm.wait_until(second) == "COMPLETED"
+    text = said(tmp_path, second)
+    assert "did 30" not in text
+    assert re.search(r"resumed from \S+_step-0*4\d_", text)
+    assert_like_one_through(tmp_path, 120, "scratch-node2/run")
+    assert_like_one_through(tmp_path, 120, "shared/run")

@@ -19,9 +19,12 @@ parser.add_argument("--hold", help="after ten steps it goes on once this file is
 parser.add_argument(
     "--linger", type=float, default=0.0, help="seconds that it takes to end once a signal came"
 )
+parser.add_argument("--run", default="run")
+parser.add_argument("--mirror")
 parser.add_argument("--fail-at", type=int, default=-1)
 args = parser.parse_args()
-run = holdfast.Run("run", seed=0, every=Every(steps=args.every), wait=args.wait)
+mirrors = [args.mirror] if args.mirror else []
+run = holdfast.Run(args.run, seed=0, every=Every(steps=args.every), wait=args.wait, mirrors=mirrors)
 net = torch.nn.Linear(8, 4)
 opt = torch.optim.Adam(net.parameters())
 run.track(model=net, optimizer=opt)
