@@ -297,7 +297,7 @@ def test_every_bit_of_run_json(run, tried):
 def test_every_bit_of_the_history(run, tried):
     """No bit of history.jsonl costs more than the one or two lines that it touches."""
     events = book.read_events(run)
-    assert {event["event"] for event in events} == {"save", "metrics"}
+    assert {event["event"] for event in events} == {"launch", "save", "metrics"}
     with bits_of(run / "history.jsonl") as bits:
         for number in range(len(bits)):
             with bits.flipped(number):
