@@ -77,6 +77,25 @@ def test_a_trap_catches(ancestors):
     assert not found.dies_early
 
 
+def test_a_script_that_is_no_file_is_not_read(tmp_path, monkeypatch):
+    """A shell that reads its script from a pipe keeps it: nothing is taken out of it, and nothing waited for."""
+    monkeypatch.setattr(os, "getppid", lambda: 101)
+    os.mkfifo(tmp_path / "script101")
+    keep = os.open(tmp_path / "script101", os.O_RDWR)
+    try:
+        os.write(keep, b"#SBATCH --signal=B:USR1@60\n")
+        folder = tmp_path / "101"
+        folder.mkdir()
+        (folder / "status").write_text("Name:\tbash\nPPid:\t102\nSigCgt:\t0000000000000000\n")
+        (folder / "cmdline").write_bytes(f"/bin/bash\0{tmp_path}/script101\0".encode())
+        (tmp_path / "102").mkdir()
+        (tmp_path / "102" / "status").write_text("Name:\tslurmstepd\nPPid:\t1\nSigCgt:\t0000000000000000\n")
+        assert shell.find(str(tmp_path)) == shell.Shell(frozenset(), None)
+        assert os.read(keep, 100) == b"#SBATCH --signal=B:USR1@60\n"
+    finally:
+        os.close(keep)
+
+
 def test_the_real_list_can_be_read():
     """The processes above this one are read without an error, whatever they are."""
     assert shell.find() is None or isinstance(shell.find(), shell.Shell)

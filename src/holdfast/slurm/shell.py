@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 from typing import NamedTuple
 
 _SHELLS = frozenset({"bash", "sh", "dash", "zsh", "ksh", "tcsh", "csh", "fish", "slurm_script"})
@@ -66,7 +67,10 @@ def _warned(proc: str, pid: int) -> tuple[str, int] | None:
         with open(f"{proc}/{pid}/cmdline", "rb") as file:
             words = file.read().split(b"\0")
         script = next(word for word in words[1:] if word and not word.startswith(b"-"))
-        with open(script, "rb") as file:
+        # Not /dev/stdin or a pipe: what this process would read there is its own, or never comes.
+        with open(os.open(script, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
             found = _WARNING.search(file.read(_SCRIPT_LIMIT))
     except (OSError, StopIteration, ValueError):
         return None
