@@ -313,13 +313,6 @@ SAFEGUARDS = [
         "tests/frameworks/test_torch_sight.py -k every_change",
     ),
     Safeguard(
-        "a tensor's address is a part of how it looks",
-        "torch/sight.py",
-        "        list(map(torch.Tensor.data_ptr, tensors)),",
-        "        [0 if one.numel() == 0 else 1 for one in tensors],",
-        "tests/frameworks/test_torch_sight.py -k every_change",
-    ),
-    Safeguard(
         "what was derived from arrays is not given for others",
         "state/known.py",
         "known.basis == basis and _same(known.arrays, arrays)",

@@ -120,9 +120,9 @@ def test_close_raises_for_a_required_one(run, arch, gate):
 
 def test_a_required_one_is_waited_for_while_it_moves(run, arch, monkeypatch):
     """For a required mirror, close waits as long as bytes are on their way, however long that takes in all."""
-    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 2.0)
     train(run, 2)
-    train(run, 0, [Mirror(arch, required=True, limit=30_000)])  # about a second for the two
+    train(run, 0, [Mirror(arch, required=True, limit=10_000)])  # about three seconds for the two
     assert steps(arch) == [1, 2]
 
 
