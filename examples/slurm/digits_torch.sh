@@ -1,5 +1,7 @@
 #!/bin/bash
 # Ten jobs of ten minutes, one after another, that are one training: sbatch digits_torch.sh
+# By one command instead: holdfast submit --run runs/digits_torch --tasks 10 --time=00:10:00 --partition=gpu --gres=gpu:1 \
+#   -- bash -c 'exec python train_torch.py $(( 500 * SLURM_ARRAY_TASK_ID ))'
 #SBATCH --job-name=digits
 #SBATCH --array=1-10%1
 #SBATCH --time=00:10:00

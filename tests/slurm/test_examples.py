@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shutil
@@ -93,3 +94,25 @@ def test_tasks_with_one_goal_are_one_training(lab, tmp_path):
         assert (f"{GOAL} steps are done" in slurm.text_of(folder / f"log.{task}")) == (task >= 3)
         assert ("loss" in slurm.text_of(folder / f"log.{task}")) == (task <= 3)
     assert_same_end("torch", folder, tmp_path / "through")
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [pytest.param("torch", 3, marks=needs("torch")), pytest.param("keras", 2, marks=needs("tensorflow"))],
+)
+def test_the_examples_submitted_are_one_training(lab, tmp_path, name, tasks):
+    """The same by `holdfast submit`, with goals that depend on the task: one training, one task at a time, to the bit."""
+    folder = tmp_path / "array"
+    shutil.copytree(EXAMPLES, folder)
+    words = f"""exec python train_{name}.py $(( 500 * SLURM_ARRAY_TASK_ID ))"""
+    submitted = slurm.command(
+        *(sys.executable, "-m", "holdfast", "submit", "--json", "--allow-local"),
+        *("--run", f"runs/digits_{name}", "--tasks", str(tasks), "--partition=gpu", "--gres=gpu:1", *SMALL),
+        *("--", "bash", "-c", words),
+        cwd=folder,
+        **SETTINGS,
+    )
+    array = json.loads(submitted)["jobs"][0]
+    assert set(slurm.wait_for_array(array).values()) == {"COMPLETED"}
+    train_through(name, tmp_path / "through", 500 * tasks)
+    assert_same_end(name, folder, tmp_path / "through")
