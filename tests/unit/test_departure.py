@@ -1,0 +1,52 @@
+"""A training in a job that is being ended: a save that cannot fit is not begun, one that fits is."""
+
+import os
+import signal
+
+import pytest
+
+import holdfast
+from holdfast.errors import Preempted
+from holdfast.store import book
+
+SHOW = """\
+JobId=41 JobName=digits
+   JobState=RUNNING Reason=None Dependency=(null)
+   Requeue=0 Restarts=0 ExitCode=0:0
+   StartTime=1000 EndTime=Unknown Deadline=N/A
+"""
+
+
+@pytest.fixture
+def ended(scontrol, tmp_path, monkeypatch):
+    """Trains in a job until SIGTERM, where saves were measured to take so long; the steps that are saved."""
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    scontrol(f"if [ \"$2\" = config ]; then echo 'KillWait = 10 sec'\nelse cat <<'END'\n{SHOW}END\nfi\n")
+
+    def call(seconds):
+        path = str(tmp_path / "run")
+        with holdfast.Run(path, every=holdfast.Every(steps=10**6)) as first:
+            first.resume()
+            first.save(step=1)
+        book.note_event(path, "save", name="x", reason="x", bytes=1, held_seconds=0.0, seconds=seconds)
+        run = holdfast.Run(path, every=holdfast.Every(steps=10**6))
+        with pytest.raises(Preempted):
+            for step in run.steps(100):
+                if step == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        run.close()
+        return [checkpoint.progress.step for checkpoint in run.checkpoints]
+
+    return call
+
+
+def test_a_save_that_cannot_fit_is_not_begun(ended, capsys):
+    """With less left than a save was measured to take none is begun; the newest checkpoint stands, and that is said."""
+    assert ended(60.0) == [1]
+    assert "are left before Slurm ends this job, so none is begun" in capsys.readouterr().err
+
+
+def test_a_save_that_fits_is_made(ended, capsys):
+    """With more than that left the place is saved."""
+    assert ended(1.0) == [1, 6]
+    assert "none is begun" not in capsys.readouterr().err
