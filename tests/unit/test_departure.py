@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -50,3 +51,16 @@ def test_a_save_that_fits_is_made(ended, capsys):
     """With more than that left the place is saved."""
     assert ended(1.0) == [1, 6]
     assert "none is begun" not in capsys.readouterr().err
+
+
+def test_a_launch_that_comes_too_late_still_gets_on(scontrol, tmp_path, monkeypatch):
+    """In a job with almost no time left a batch is done before the end: else each launch would end where it began."""
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    show = SHOW.replace("Unknown", str(int(time.time()) + 3))
+    scontrol(f"[ \"$2\" = config ] || cat <<'END'\n{show}END\n")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3))
+    with pytest.raises(Preempted, match="time limit"), holdfast.Run(tmp_path / "run") as run:
+        for _ in run.epochs(3):
+            for _ in run.batches(range(10)):
+                time.sleep(0.05)
+    assert [checkpoint.progress.batch for checkpoint in run.checkpoints] == [1]
