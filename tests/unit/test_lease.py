@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from lease_clock import Time
 
 from holdfast import files
 from holdfast.errors import LeaseError, NotFoundError, StorageError
@@ -14,28 +15,6 @@ from holdfast.store import holder as holder_module
 from holdfast.store import lease as lease_module
 from holdfast.store.holder import decode, encode, judge, myself, process_start
 from holdfast.store.lease import Lease, holder_of
-
-
-class Time:
-    """A clock that moves only while somebody sleeps, and what happens at its seconds."""
-
-    def __init__(self):
-        self.now, self.said, self.events = 1000.0, [], []
-
-    def at(self, seconds, event):
-        self.events.append((self.now + seconds, event))
-        return self
-
-    def sleep(self, seconds):
-        self.now += max(seconds, 0.001)
-        for due, event in [pair for pair in self.events if pair[0] <= self.now]:
-            self.events.remove((due, event))
-            event()
-
-    def acquire(self, run, **options):
-        return Lease.acquire(
-            str(run), clock=lambda: self.now, sleep=self.sleep, say=self.said.append, **options
-        )
 
 
 @pytest.fixture

@@ -4,30 +4,12 @@ import dataclasses
 import subprocess
 
 import pytest
+from lease_clock import Time
 
 from holdfast.errors import LeaseError
 from holdfast.store.holder import encode, myself, process_start
-from holdfast.store.lease import Lease
 
 JOB = "JobId=41 JobName=digits\n   JobState={state} Reason=None\n   Requeue=1 Restarts={restarts} ExitCode=0:0\n"
-
-
-class Time:
-    """A clock that moves only while somebody sleeps, and what happens at its seconds."""
-
-    def __init__(self):
-        self.now, self.said, self.events = 1000.0, [], []
-
-    def sleep(self, seconds):
-        self.now += max(seconds, 0.001)
-        for due, event in [pair for pair in self.events if pair[0] <= self.now]:
-            self.events.remove((due, event))
-            event()
-
-    def acquire(self, run, **options):
-        return Lease.acquire(
-            str(run), clock=lambda: self.now, sleep=self.sleep, say=self.said.append, **options
-        )
 
 
 @pytest.fixture

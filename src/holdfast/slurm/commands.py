@@ -89,7 +89,6 @@ class Question:
         self,
         words: Sequence[str],
         *,
-        given: str | None = None,
         environ: Mapping[str, str] | None = None,
         patience: float | None = None,
     ) -> None:
@@ -107,7 +106,7 @@ class Question:
         try:
             self._process = subprocess.Popen(  # noqa: S603 (one of Slurm's commands)
                 [program, *words[1:]],
-                stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -118,7 +117,6 @@ class Question:
             )
         except OSError as error:
             raise SlurmError(f"{words[0]} cannot be started: {error.strerror}.", command=words[0]) from error
-        self._given = given
 
     @property
     def ready(self) -> bool:
@@ -134,7 +132,7 @@ class Question:
         """
         process = self._process
         try:
-            printed, said = process.communicate(self._given, max(0.0, self._until - time.monotonic()))
+            printed, said = process.communicate(timeout=max(0.0, self._until - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.give_up()
             raise SlurmError(
@@ -162,9 +160,9 @@ class Question:
         self._process.communicate()
 
 
-def run(*words: str, given: str | None = None) -> str:
+def run(*words: str) -> str:
     """What a command prints; waits for it, at most `PATIENCE` seconds. Raises `SlurmError`."""
-    return Question(words, given=given).answer()
+    return Question(words).answer()
 
 
 def ask_for_job(number: str) -> Question:
