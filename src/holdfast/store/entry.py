@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError
 from holdfast.format.manifest import CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT, Progress
@@ -22,7 +24,7 @@ class Entry:
     """
 
     __slots__ = (
-        "_problem", "_read", "_record", "_source", "_summary",
+        "_fetch", "_problem", "_read", "_record", "_source", "_summary",
         "abandoned", "folder", "name", "path", "pinned",
     )  # fmt: skip
 
@@ -36,10 +38,11 @@ class Entry:
         abandoned: bool = False,
         summary: Summary | None = None,
         source: tuple[str, Reader] | None = None,
+        fetch: Callable[[str, int], bytes] = files.read_file,
     ) -> None:
         self.path, self.folder, self.name = path, folder, name
         self.pinned, self.abandoned = pinned, abandoned
-        self._source = source
+        self._source, self._fetch = source, fetch
         self._summary = summary
         self._problem: HoldfastError | None = None
         self._read = source is None
@@ -55,7 +58,7 @@ class Entry:
         identity, reader = self._source
         file = f"{self.path}/{CHECKPOINT_FILE}"
         try:
-            summary = reader.read(files.read_file(file, READ_LIMIT_CHECKPOINT), file)
+            summary = reader.read(self._fetch(file, READ_LIMIT_CHECKPOINT), file)
         except HoldfastError as error:
             self._problem = error
         else:
