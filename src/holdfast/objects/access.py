@@ -14,12 +14,13 @@ from holdfast.objects import stores, urls
 from holdfast.objects.refusals import Said, refusal
 from holdfast.objects.stores import Stores
 from holdfast.objects.urls import Address
-from holdfast.objects.waiting import Request, run
+from holdfast.objects.waiting import Request
 
 DIGEST = "holdfastdigest"
 """Under this name an object says what its writer knew of its content. No hyphen: Azure takes none."""
 _ENOUGH = 1.25
 _T = TypeVar("_T")
+Check = Callable[[], object]
 
 
 class Facts(NamedTuple):
@@ -41,13 +42,18 @@ class Objects:
 
     """
 
-    def __init__(self, address: Address, connected: Stores) -> None:
+    def __init__(self, address: Address, connected: Stores, check: Check = lambda: None) -> None:
         self.address, self.url = address, address.url
-        self._stores = connected
+        self._stores, self._check = connected, check
 
     @classmethod
-    def at(cls, url: str) -> Objects:
+    def at(cls, url: str, check: Check = lambda: None) -> Objects:
         """The objects at a URL, such as `s3://bucket/prefix`; the connection is kept for the next call.
+
+        Args:
+            url: where they are.
+            check: called ten times a second while an answer is waited for, by the thread that waits; what it raises
+                ends the wait, and the request.
 
         Raises:
             UsageError: the URL means no place, or the library for it is not installed.
@@ -62,18 +68,19 @@ class Objects:
             connected = stores.connect(address)  # may take seconds, where it asks for the machine's role
             with _lock:
                 connected = _connected.setdefault(key, connected)
-        return cls(address, connected)
+        return cls(address, connected, check)
 
     def below(self, prefix: str) -> Objects:
         """The objects below a further prefix."""
-        return Objects(self.address._replace(prefix=self.address.key(prefix)), self._stores)
+        return Objects(self.address._replace(prefix=self.address.key(prefix)), self._stores, self._check)
 
     # -- looking -----------------------------------------------------------------------------------
 
-    def names(self, prefix: str = "") -> dict[str, int]:
+    def names(self, prefix: str = "", most: int | None = None) -> dict[str, int]:
         """The names of all objects, or of those below a further prefix, and their sizes in bytes.
 
-        One request for each thousand. A bucket that is not there is an error, a prefix is merely empty.
+        One request for each thousand, no further ones once there are `most`. A bucket that is not there is an error,
+        a prefix that is not there is merely empty.
         """
         key = self.address.key(prefix)
 
@@ -86,6 +93,8 @@ class Objects:
             async for chunk in stream:
                 for item in chunk:
                     found[item["path"][start:]] = item["size"]
+                if most is not None and len(found) >= most:
+                    break
             return found
 
         return dict(
@@ -250,12 +259,12 @@ class Objects:
         name: str,
         seconds: float = (stores.QUICK_SECONDS + stores.QUICK_RETRIES) * _ENOUGH,
     ) -> _T:
-        return run(self._translated(work, operation, name), seconds)
+        return self._begin(work, operation, name, seconds).wait()
 
     def _begin(
         self, work: Callable[[], Awaitable[_T]], operation: str, name: str, seconds: float
     ) -> Request[_T]:
-        return Request(self._translated(work, operation, name), seconds)
+        return Request(self._translated(work, operation, name), seconds, self._check)
 
     def _translated(
         self, work: Callable[[], Awaitable[_T]], operation: str, name: str

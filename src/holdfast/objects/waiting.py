@@ -1,7 +1,7 @@
 """Requests run on a loop in a thread of their own, so that whoever waits for one can be called away.
 
 A call into the client library is not ended by Ctrl-C, nor by the end of the main thread; one that hangs would
-hold up either. So nothing calls it directly: the waiting thread looks around every tenth of a second, and a request
+hold up either. So nothing calls it directly: the waiting thread looks up every tenth of a second, and a request
 that nobody waits for any more is cancelled.
 
 The library's threads do not survive `fork`: a child of a process that has used it is told so, where the library
@@ -15,7 +15,7 @@ import atexit
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from holdfast.errors import StorageError, UsageError
@@ -32,11 +32,14 @@ class Request(Generic[_T]):
     Args:
         work: makes the coroutine; its errors are those of `wait`.
         seconds: after so many it is cancelled, and ends with a `TimeoutError`.
+        check: called again and again by whoever waits; may raise, to be called away.
 
     """
 
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, _T]], seconds: float) -> None:
-        self._ticket, self._work, self._seconds = Ticket(), work, seconds
+    def __init__(
+        self, work: Callable[[], Coroutine[Any, Any, _T]], seconds: float, check: Callable[[], object]
+    ) -> None:
+        self._ticket, self._work, self._seconds, self._check = Ticket(), work, seconds, check
         self._value: list[_T] = []
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
@@ -47,8 +50,7 @@ class Request(Generic[_T]):
         """What it gives, once it is there; raises its error. A wait that is broken off cancels it."""
         try:
             while not self._ticket.join(_STEP):
-                for check in getattr(_local, "checks", ()):
-                    check()
+                self._check()
         except BaseException:
             self.cancel()
             raise
@@ -85,29 +87,6 @@ class Request(Generic[_T]):
             self._ticket.finish(error)
         else:
             self._ticket.finish()
-
-
-def run(work: Callable[[], Coroutine[Any, Any, _T]], seconds: float) -> _T:
-    """Does work and waits for it."""
-    return Request(work, seconds).wait()
-
-
-class _Local(threading.local):
-    checks: tuple[Callable[[], None], ...] = ()
-
-
-_local = _Local()
-
-
-@contextlib.contextmanager
-def interruptible(check: Callable[[], None]) -> Iterator[None]:
-    """While this thread waits for requests in the block, `check` is called again and again; it may raise."""
-    before = _local.checks
-    _local.checks = (*before, check)
-    try:
-        yield
-    finally:
-        _local.checks = before
 
 
 # -- the loop ------------------------------------------------------------------------------------------
