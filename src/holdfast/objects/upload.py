@@ -20,6 +20,11 @@ def part_size(size: int) -> int:
     return max(PART_SIZE, math.ceil(size / MOST_PARTS / (1 << 20)) << 20)
 
 
+def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload:
+    """A file on its way, by the means that the kind of store has for it."""
+    return Upload(objects, name, size, digest)
+
+
 class Upload:
     """An object that appears, whole, when it is finished, and not at all before.
 
