@@ -485,14 +485,15 @@ def test_requests_per_checkpoint(run, url, monkeypatch):
     del made[:]
     with holdfast.Run(run, mirrors=[url], keep=LAST) as opened:
         opened.resume()
+        _settle(opened)
         opening = sorted(made)
-        opened.save(step=3, wait=True)  # after which run.json, which tells of this launch, is there
+        opened.save(step=3, wait=True)  # its first look reads the manifests that the bucket has
         _settle(opened)
         del made[:]
         opened.save(step=4, wait=True)
         _settle(opened)
         saving = sorted(made)
-    assert opening == ["GET"] * 2 + ["LIST"] * 3
+    assert opening == ["GET"] * 3 + ["LIST"] * 4 + ["PUT"]
     assert saving == ["DELETE"] * 2 + ["GET"] + ["HEAD"] + ["LIST"] * 3 + ["PUT"] * 4
 
 
