@@ -15,10 +15,10 @@ obstore = pytest.importorskip("obstore")
 pytest.importorskip("boto3")
 
 
-def opened(bucket, **options):
+def opened(store, **options):
     from obstore.store import from_url
 
-    return from_url(bucket.url, **options)
+    return from_url(store.url, **options)
 
 
 def patient(**options):
@@ -41,50 +41,50 @@ def patient(**options):
     }
 
 
-def test_each_server_holds_what_is_put_there(bucket):
+def test_each_server_holds_what_is_put_there(store):
     """Every server takes objects, creates one once, gives ranges, lists and deletes, as a client sees it and beside it."""
-    store = opened(bucket)
-    store.put("a/one", b"0123456789", attributes={"holdfast": "x"})
-    store.put("a/two", b"x", mode="create")
+    client = opened(store)
+    client.put("a/one", b"0123456789", attributes={"holdfast": "x"})
+    client.put("a/two", b"x", mode="create")
     with pytest.raises(obstore.exceptions.AlreadyExistsError):
-        store.put("a/two", b"y", mode="create")
-    assert bytes(store.get_range("a/one", start=2, end=5)) == b"234"
-    assert store.get("a/one").attributes["holdfast"] == "x"
+        client.put("a/two", b"y", mode="create")
+    assert bytes(client.get_range("a/one", start=2, end=5)) == b"234"
+    assert client.get("a/one").attributes["holdfast"] == "x"
     with pytest.raises(FileNotFoundError):
-        store.get("a/three")
-    found = {item["path"]: item["size"] for batch in store.list("a") for item in batch}
-    assert found == bucket.sizes() == {"a/one": 10, "a/two": 1}
-    store.delete("a/two")
-    assert bucket.keys() == ["a/one"]
-    assert bucket.read("a/one") == b"0123456789"
-    bucket.write("b", b"beside")
-    assert bytes(store.get("b").bytes()) == b"beside"
-    bucket.remove("b")
-    assert bucket.keys() == ["a/one"]
+        client.get("a/three")
+    found = {item["path"]: item["size"] for batch in client.list("a") for item in batch}
+    assert found == store.sizes() == {"a/one": 10, "a/two": 1}
+    client.delete("a/two")
+    assert store.keys() == ["a/one"]
+    assert store.read("a/one") == b"0123456789"
+    store.write("b", b"beside")
+    assert bytes(client.get("b").bytes()) == b"beside"
+    store.remove("b")
+    assert store.keys() == ["a/one"]
 
 
-def test_each_server_takes_an_object_in_parts(bucket):
+def test_each_server_takes_an_object_in_parts(store):
     """Every server puts an object of 11 MiB together from its parts."""
     data = os.urandom(11 << 20)
-    opened(bucket).put("large", data, chunk_size=5 << 20, use_multipart=True)
-    assert bucket.read("large") == data
-    assert bucket.uploads() == []
+    opened(store).put("large", data, chunk_size=5 << 20, use_multipart=True)
+    assert store.read("large") == data
+    assert store.uploads() == []
 
 
-def test_wrong_keys_are_refused(ceph_bucket):
+def test_wrong_keys_are_refused(ceph_store):
     """The real gateway looks at signatures: a wrong secret is refused."""
     with pytest.raises(obstore.exceptions.PermissionDeniedError):
-        opened(ceph_bucket, secret_access_key="wrong").put("a", b"x")
+        opened(ceph_store, secret_access_key="wrong").put("a", b"x")
 
 
-def test_a_killed_gateway_comes_back(ceph_bucket):
+def test_a_killed_gateway_comes_back(ceph_store):
     """A gateway that is killed comes back, with all that it held."""
-    opened(ceph_bucket).put("a", b"x")
-    ceph_bucket.server.kill()
+    opened(ceph_store).put("a", b"x")
+    ceph_store.server.kill()
     end = time.monotonic() + 60
     while True:
         try:
-            assert ceph_bucket.read("a") == b"x"
+            assert ceph_store.read("a") == b"x"
             break
         except Exception:
             assert time.monotonic() < end, "it did not come back"
@@ -93,12 +93,12 @@ def test_a_killed_gateway_comes_back(ceph_bucket):
 # -- the proxy -----------------------------------------------------------------------------------------
 
 
-def test_a_proxy_without_faults_changes_nothing(bucket, proxied):
+def test_a_proxy_without_faults_changes_nothing(store, proxied):
     """Through the proxy a client sees what it sees without."""
-    proxy = proxied(bucket)
+    proxy = proxied(store)
     data = os.urandom(3 << 20)
-    opened(bucket).put("a", data)
-    assert bytes(opened(bucket).get("a").bytes()) == data == bucket.read("a")
+    opened(store).put("a", data)
+    assert bytes(opened(store).get("a").bytes()) == data == store.read("a")
     assert proxy.sent(path="a") >= len(data)
     assert {request.fault for request in proxy.log} == {None}
 
@@ -108,53 +108,53 @@ def test_a_proxy_without_faults_changes_nothing(bucket, proxied):
     [status(503), status(429), status(500), hang(), reset(), reset(1000), lost_answer(), delay(0.1)],
     ids=lambda fault: f"{fault.kind}-{fault.value}",
 )
-def test_a_fault_strikes_as_often_as_it_should(small_bucket, proxied, fault):
+def test_a_fault_strikes_as_often_as_it_should(moto_store, proxied, fault):
     """A put whose first request meets a fault comes through by the next one, and the server has it once."""
-    proxy = proxied(small_bucket)
+    proxy = proxied(moto_store)
     proxy.inject(fault, method="PUT")
-    opened(small_bucket, **patient()).put("a", b"x" * 5000)
+    opened(moto_store, **patient()).put("a", b"x" * 5000)
     puts = proxy.requests("PUT")
     assert [request.fault for request in puts][:1] == [fault]
     assert len(puts) == (1 if fault.kind == "delay" else 2)
-    assert small_bucket.sizes() == {"a": 5000}
+    assert moto_store.sizes() == {"a": 5000}
 
 
 @pytest.mark.parametrize("fault", [cut(1000), stall(1000)], ids=lambda fault: fault.kind)
-def test_an_answer_breaks_off(small_bucket, proxied, fault):
+def test_an_answer_breaks_off(moto_store, proxied, fault):
     """Of an answer that breaks off, or stands still, the given number of bytes arrives."""
     from botocore.exceptions import HTTPClientError
 
-    small_bucket.write("a", b"x" * 5000)
-    proxy = proxied(small_bucket)
+    moto_store.write("a", b"x" * 5000)
+    proxy = proxied(moto_store)
     proxy.inject(fault, times=None)
-    client = small_bucket.server.client(proxy.url, read_timeout=0.5, retries={"total_max_attempts": 1})
-    body = client.get_object(Bucket=small_bucket.name, Key="a")["Body"]
+    client = moto_store.server.client(proxy.url, read_timeout=0.5, retries={"total_max_attempts": 1})
+    body = client.get_object(Bucket=moto_store.name, Key="a")["Body"]
     assert body.read(1000 if fault.kind == "stall" else 1) in (b"x" * 1000, b"x")
     with pytest.raises(HTTPClientError, match="timeout" if fault.kind == "stall" else "Connection"):
         body.read()
 
 
-def test_a_throttled_link_is_slow(small_bucket, proxied):
+def test_a_throttled_link_is_slow(moto_store, proxied):
     """A throttled link carries so many bytes per second, there and back."""
-    proxy = proxied(small_bucket)
+    proxy = proxied(moto_store)
     proxy.inject(throttle(200_000), times=None)
     started = time.monotonic()
-    opened(small_bucket).put("a", b"x" * 60_000)
-    opened(small_bucket).get("a").bytes()
+    opened(moto_store).put("a", b"x" * 60_000)
+    opened(moto_store).get("a").bytes()
     assert time.monotonic() - started >= 0.6
 
 
-def test_a_dead_proxy_comes_back(small_bucket, proxied):
+def test_a_dead_proxy_comes_back(moto_store, proxied):
     """A proxy that died refuses connections until it is revived, at the same port."""
-    proxy = proxied(small_bucket)
-    store = opened(small_bucket, **patient())
-    store.put("a", b"x")
+    proxy = proxied(moto_store)
+    client = opened(moto_store, **patient())
+    client.put("a", b"x")
     proxy.die()
     with pytest.raises(obstore.exceptions.GenericError):
-        store.put("b", b"x")
+        client.put("b", b"x")
     proxy.revive()
-    store.put("b", b"x")
-    assert small_bucket.keys() == ["a", "b"]
+    client.put("b", b"x")
+    assert moto_store.keys() == ["a", "b"]
 
 
 # -- nothing but loopback ------------------------------------------------------------------------------------
@@ -177,12 +177,12 @@ print("asked")
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with-keys", "without-keys"])
-def test_clients_ask_this_machine_alone(small_bucket, known, tmp_path):
+def test_clients_ask_this_machine_alone(moto_store, known, tmp_path):
     """With the fixtures' environment, and even without keys in it, no client connects to anything but loopback."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("not installed: strace")
-    google = stores.Google(small_bucket.server)
+    google = stores.Google(moto_store.server)
     environ = {**os.environ, **google.environ(google.endpoint), "HOME": str(tmp_path)}
     if not known:
         environ = {name: value for name, value in environ.items() if not re.search("KEY|TOKEN", name)}
@@ -190,7 +190,7 @@ def test_clients_ask_this_machine_alone(small_bucket, known, tmp_path):
     traced = [strace, "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(log)]
     try:
         done = subprocess.run(
-            [*traced, sys.executable, "-c", _ASK, small_bucket.url, f"gs://{small_bucket.name}"],
+            [*traced, sys.executable, "-c", _ASK, moto_store.url, f"gs://{moto_store.name}"],
             env=environ,
             capture_output=True,
             text=True,

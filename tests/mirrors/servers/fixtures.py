@@ -1,6 +1,6 @@
 """Fixtures: servers that start when a test first asks for them and stop with the process that runs the tests.
 
-`bucket` is a new, empty one on each kind of server in turn; `small_bucket` on moto, `ceph_bucket` on Ceph alone.
+`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph.
 With them the process's environment leads every client there and nowhere else. `proxied` puts faults between.
 """
 
@@ -64,31 +64,31 @@ def _new(kind, monkeypatch):
 
 
 @pytest.fixture(params=KINDS)
-def bucket(request, alone, monkeypatch):
+def store(request, alone, monkeypatch):
     """A bucket on each kind of server in turn."""
     return _new(request.param, monkeypatch)
 
 
 @pytest.fixture
-def small_bucket(alone, monkeypatch):
+def moto_store(alone, monkeypatch):
     """A bucket on moto, which is there wherever the tests run: for small objects."""
     return _new("moto", monkeypatch)
 
 
 @pytest.fixture
-def ceph_bucket(alone, monkeypatch):
+def ceph_store(alone, monkeypatch):
     """A bucket on a real gateway: for large objects, signatures and digests."""
     return _new("ceph", monkeypatch)
 
 
 @pytest.fixture
 def proxied(monkeypatch):
-    """Puts a proxy between clients and a bucket from now on: `proxy = proxied(bucket)`."""
+    """Puts a proxy between clients and a store from now on: `proxy = proxied(store)`."""
     with contextlib.ExitStack() as stack:
 
-        def put_between(bucket):
-            proxy = stack.enter_context(FaultProxy(bucket.server.endpoint))
-            for name, value in bucket.environ(proxy.url).items():
+        def put_between(store):
+            proxy = stack.enter_context(FaultProxy(store.server.endpoint))
+            for name, value in store.environ(proxy.url).items():
                 monkeypatch.setenv(name, value)
             return proxy
 
