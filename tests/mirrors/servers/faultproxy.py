@@ -56,6 +56,11 @@ def lost_answer():
     return Fault("lost_answer")
 
 
+def corrupt(at=0):
+    """The bit that is wrong is in this byte of the request's body."""
+    return Fault("corrupt", at)
+
+
 def throttle(rate):
     """So many bytes per second, there and back."""
     return Fault("throttle", rate)
@@ -147,7 +152,8 @@ class FaultProxy(Relay):
             case "delay":
                 await asyncio.sleep(fault.value)
         pace = 1 / fault.value if fault.kind == "throttle" else 0.0
-        answer = await self.forward(head, reader, pace)
+        bad = int(fault.value) if fault.kind == "corrupt" else None
+        answer = await self.forward(head, reader, pace, bad)
         if fault.kind == "lost_answer":
             while await answer.read(_PIECE):
                 pass

@@ -69,17 +69,28 @@ class Relay:
         await self.give(await read_head(answer), answer, writer)
         return False
 
-    async def forward(self, head, reader, pace=0.0):
-        """Sends a request on; gives what its answer is read from. `pace`: seconds for each byte."""
+    async def forward(self, head, reader, pace=0.0, bad=None):
+        """Sends a request on; gives what its answer is read from.
+
+        Args:
+            head: its head.
+            reader: where its body comes from.
+            pace: seconds for each byte.
+            bad: the byte of its body in which a bit is flipped.
+
+        """
         answer, out = await asyncio.open_connection(*self._upstream, limit=_LONGEST_HEAD)
         self._writers.add(out)
         head.without("connection", "expect").headers.append(("Connection", "close"))
         out.write(head.encode())
-        left = int(head.get("content-length") or 0)
+        length = left = int(head.get("content-length") or 0)
         while left:
             data = await reader.read(min(left, _PIECE))
             if not data:
                 raise asyncio.IncompleteReadError(b"", left)
+            start = length - left
+            if bad is not None and start <= bad < start + len(data):
+                data = data[: bad - start] + bytes([data[bad - start] ^ 4]) + data[bad - start + 1 :]
             left -= len(data)
             await asyncio.sleep(len(data) * pace)
             out.write(data)

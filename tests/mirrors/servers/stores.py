@@ -60,9 +60,7 @@ class S3:
             "server = S('127.0.0.1', 0, verbose=False); server.start();"
             "print('ready', server.get_host_and_port()[1], flush=True); server._thread.join()"
         )
-        self._process = Process(
-            [sys.executable, "-c", code], "ready", environ={**HARMLESS, "MOTO_S3_DEFAULT_MIN_PART_SIZE": ""}
-        )
+        self._process = Process([sys.executable, "-c", code], "ready", environ=HARMLESS)
         self.endpoint = f"http://127.0.0.1:{self._process.said.split()[1]}"
 
     def environ(self, endpoint):
