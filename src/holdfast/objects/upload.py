@@ -10,6 +10,11 @@ from holdfast.objects.access import DIGEST, Objects
 from holdfast.objects.parts import AT_ONCE, part_size
 
 
+def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload:
+    """A file on its way, by the means that the kind of store has for it."""
+    return Upload(objects, name, size, digest)
+
+
 class Upload:
     """An object that appears, whole, when it is finished, and not at all before.
 
