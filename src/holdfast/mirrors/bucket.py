@@ -21,6 +21,7 @@ from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
 from holdfast.mirrors.place import Part
+from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
 from holdfast.payload import damage
@@ -106,9 +107,7 @@ class BucketTarget:
     def part(self, file: str, size: int) -> Part:
         if file == CHECKPOINT_FILE:
             return _Held(size, self._done)
-        from holdfast.objects.upload import upload
-
-        return upload(self._objects, file, size, self._digests[file])
+        return uploading.upload(self._objects, file, size, self._digests[file])
 
     def finish(self) -> None:
         """Each file was durable when it was finished."""
@@ -258,13 +257,18 @@ class Bucket:
         return BucketTarget(self._objects.below(name), self._last_seen().files.get(name, {}), done)
 
     def unfinished(self) -> Sequence[str]:
-        return [name for name, files in self._last_seen().files.items() if CHECKPOINT_FILE not in files]
+        begun = [name for name, files in self._last_seen().files.items() if CHECKPOINT_FILE not in files]
+        # Of a file that was not finished there are only parts, which no list of objects has.
+        folders = {file.partition("/")[0] for file in uploading.begun(self._objects)}
+        begun += sorted(name for name in folders.difference(begun) if naming.parse_checkpoint_name(name))
+        return begun
 
     def forget(self, name: str) -> None:
         self._held.pop(name, None)
         there = self._objects.names(name)
         if f"{name}/{CHECKPOINT_FILE}" not in there:  # else somebody has published it
             self._objects.delete(list(there))
+        uploading.forget(self._objects, name)
 
     def publish(self, name: str) -> None:
         self._known.pop(name, None)

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import hashlib
 import zlib
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from holdfast.errors import StorageError, UsageError
@@ -49,7 +48,7 @@ class Multipart:
     """
 
     def __init__(self, objects: Objects, name: str, size: int, digest: str | None = None) -> None:
-        self._objects, self._name, self._size, self._digest = objects, name, size, digest
+        self._objects, self._name, self._size, self._digest = objects, name, size, digest or None
         self._key, self._step = objects.address.key(name), part_size(size)
         self._amazon = Amazon(objects)
         self._done = self._filled = 0
@@ -307,24 +306,21 @@ def uploads(objects: Objects, prefix: str = "") -> list[tuple[str, str]]:
         more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
 
 
-def abort(objects: Objects, prefix: str = "", *, keep: Collection[str] = ()) -> list[str]:
+def abort(objects: Objects, prefix: str = "") -> list[str]:
     """Ends the uploads below a prefix that nobody will continue, whose parts would be paid for as long as they lie.
 
     Args:
         objects: where, in S3.
         prefix: an object, or a further prefix; "" for all.
-        keep: the names of objects, or of what they lie below, whose uploads stay.
 
     Returns:
         The names of the objects.
 
     """
-    gone: list[str] = []
-    for name, upload in uploads(objects, prefix):
-        if not any(name == kept or name.startswith(f"{kept}/") for kept in keep):
-            _abort(Amazon(objects), name, upload)
-            gone.append(name)
-    return gone
+    gone = uploads(objects, prefix)
+    for name, upload in gone:
+        _abort(Amazon(objects), name, upload)
+    return [name for name, _ in gone]
 
 
 def _abort(amazon: Amazon, name: str, upload: str) -> None:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.errors import UsageError
-from holdfast.objects import stores
+from holdfast.objects import multipart, stores
 from holdfast.objects.access import DIGEST, Objects
+from holdfast.objects.multipart import Multipart
 from holdfast.objects.parts import AT_ONCE, part_size
 
 
-def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload:
-    """A file on its way, by the means that the kind of store has for it."""
-    return Upload(objects, name, size, digest)
+def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload | Multipart:
+    """A file on its way, by the means that the kind of store has for it: in S3 it is continued by part."""
+    kind = Multipart if objects.address.scheme == "s3" else Upload
+    return kind(objects, name, size, digest)
+
+
+def begun(objects: Objects) -> set[str]:
+    """The names of files of which parts lie in a store that can say so, and that nobody has finished."""
+    return {name for name, _ in multipart.uploads(objects)} if objects.address.scheme == "s3" else set()
+
+
+def forget(objects: Objects, prefix: str) -> None:
+    """Removes the parts of files below a prefix; some stores do that by themselves, after a week."""
+    if objects.address.scheme == "s3":
+        multipart.abort(objects, prefix)
 
 
 class Upload:
