@@ -178,7 +178,7 @@ class Amazon:
         address, server = self.objects.address, self.objects._stores.server
 
         def work(going: Callable[[], None]) -> Any:
-            more = {"Body": Body(data, going) if len(data) else b""} if data is not None else {}
+            more = {"Body": Body(data, going)} if data is not None else {}
             return getattr(self._client, method)(Bucket=self.bucket, **words, **more)
 
         return Call(

@@ -1,4 +1,4 @@
-"""A file of any size on its way into S3, in parts; one that was interrupted goes on by part.
+"""A large file on its way into S3, in parts; one that was interrupted goes on by part.
 
 A part that an earlier attempt left is recognised by its size and its etag, the MD5 of its bytes, and not sent
 again. Where etags are something else, as with SSE-KMS, all parts are. Memory: `AT_ONCE` + 1 parts, 80 MiB for files
@@ -42,7 +42,7 @@ class Multipart:
     Args:
         objects: where, in S3.
         name: which.
-        size: its bytes.
+        size: its bytes, more than one part has.
         digest: what it is to say of its content.
 
     """
@@ -103,11 +103,8 @@ class Multipart:
             raise UsageError(
                 f"{self._objects.url}/{self._name} is not complete: expected {self._size} bytes, found {self._done}."
             )
-        if not self._size:
-            self._put(bytearray(), 0)
         self._await_room(0)
-        if self._upload is not None:
-            self._complete()
+        self._complete()
         self._free.clear()
         self._verify()
 
@@ -144,47 +141,23 @@ class Multipart:
             self._parts[number]["ChecksumCRC32"] = crc32
 
     def _pass_on(self, buffer: bytearray, length: int) -> None:
-        if self._size <= self._step:
-            self._put(buffer, length)
-            return
+        """Sends a part on its way, unless it lies there."""
         if self._upload is None:
             self._take_up()
         number = (self._done - 1) // self._step + 1
         data = memoryview(buffer)[:length]
-        left = self._left.get(number)
+        left, crc32 = self._left.get(number), _crc32(data)
         md5 = _md5(data) if left is not None or number == 1 else None
         if left is not None and left == (length, md5):
             self._free.append(buffer)
             self.found += length
-            self._note(number, left.etag, _crc32(data))
+            self._note(number, left.etag, crc32)
             return
         words = {"Key": self._key, "UploadId": self._upload, "PartNumber": number}
-        self._send("upload_part", number, buffer, data, md5, words, checked=self._checked)
-
-    def _put(self, buffer: bytearray, length: int) -> None:
-        data = memoryview(buffer)[:length]
-        words = {"Key": self._key, "Metadata": self._metadata()}
-        self._send("put_object", 0, buffer, data, None, words, checked=True)
-
-    def _send(
-        self,
-        method: str,
-        number: int,
-        buffer: bytearray,
-        data: memoryview,
-        md5: str | None,
-        words: dict[str, Any],
-        *,
-        checked: bool,
-    ) -> None:
-        crc32 = _crc32(data)
-        if checked:
+        if self._checked:
             words["ChecksumCRC32"] = crc32
-        call = self._amazon.begin(method, self._name, "write", data, **words)
+        call = self._amazon.begin("upload_part", self._name, "write", data, **words)
         self._sending.append(_Sending(number, buffer, md5, crc32, call))
-
-    def _metadata(self) -> dict[str, str]:
-        return {DIGEST: self._digest} if self._digest is not None else {}
 
     # -- the upload --------------------------------------------------------------------------------
 
@@ -208,7 +181,7 @@ class Multipart:
                 self._name,
                 "write",
                 Key=self._key,
-                Metadata=self._metadata(),
+                Metadata={DIGEST: self._digest} if self._digest is not None else {},
                 ChecksumAlgorithm="CRC32",
             )
             # A server that does not say so knows nothing of it.
@@ -269,7 +242,7 @@ class Multipart:
 
     def _whole_etag(self) -> str | None:
         """The etag that an object of these parts has; None where etags are not made of MD5s."""
-        if self._upload is None or not self._md5:
+        if not self._md5:
             return None
         parts = b"".join(bytes.fromhex(self._parts[number]["ETag"]) for number in sorted(self._parts))
         return f"{_md5(memoryview(parts))}-{len(self._parts)}"

@@ -12,9 +12,10 @@ from holdfast.objects.parts import AT_ONCE, part_size
 
 
 def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload | Multipart:
-    """A file on its way, by the means that the kind of store has for it: in S3 it is continued by part."""
-    kind = Multipart if objects.address.scheme == "s3" else Upload
-    return kind(objects, name, size, digest)
+    """A file on its way, by the means that the kind of store has for it: in S3 a large one is continued by part."""
+    if objects.address.scheme == "s3" and size > part_size(size):
+        return Multipart(objects, name, size, digest)
+    return Upload(objects, name, size, digest)
 
 
 def begun(objects: Objects) -> set[str]:
