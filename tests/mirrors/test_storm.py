@@ -47,9 +47,11 @@ def test_a_storm(tmp_path, tried):
             process.communicate()
             kills += 1
             if chance.random() < 0.3 and steps(mirrors[0]):
-                shutil.rmtree(run)
+                shutil.rmtree(run, ignore_errors=True)  # the launch may have been killed before it made it
         for mirror in mirrors:
             steps(mirror)  # each whole
     assert ended == straight
-    assert steps(mirrors[0]) == steps(mirrors[1]) == steps(run)
+    assert steps(mirrors[0]) == steps(mirrors[1])
+    # A run that came back from a mirror at its end has the best and the newest alone.
+    assert set(steps(run)) <= set(steps(mirrors[0]))
     tried("trainings", kills)

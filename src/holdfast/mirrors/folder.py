@@ -27,6 +27,7 @@ COPYING = ".copying-"
 _TRASH = ".trash"
 _LIMIT = 4 << 20
 _SILENT_SECONDS = 600.0
+_DIRECT_FROM = 1 << 20
 
 
 class FolderSource:
@@ -66,7 +67,9 @@ class FolderTarget:
             files.remove_tree(os.path.join(self.path, name))
 
     def part(self, file: str, size: int) -> files.PartialFile:
-        return files.PartialFile(os.path.join(self.path, file), size)
+        # Asked only when it matters: the first answer for a file system is tried out with a file.
+        direct = size >= _DIRECT_FROM and files.direct_io_works(self.path)
+        return files.PartialFile(os.path.join(self.path, file), size, direct=direct)
 
     def finish(self) -> None:
         files.sync_directory(self.path)
