@@ -22,7 +22,7 @@ from holdfast.format.manifest import (
     decode_manifest,
 )
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, decode_arrays
-from holdfast.mirrors.crew import Crew, Errand, Step, Write, block_of
+from holdfast.mirrors.crew import Crew, Errand, Room, Step, Write, block_of
 from holdfast.mirrors.place import Part, Source, Target
 from holdfast.payload import damage
 
@@ -186,10 +186,10 @@ class _Load:
         ]
 
     def _block(
-        self, part: Part, file: str, number: int, size: int, digest: bytes, buffer: memoryview
+        self, part: Part, file: str, number: int, size: int, digest: bytes, room: Room
     ) -> Write | None:
         start = number * self._found.table.block_size
-        block = block_of(buffer, size)
+        block = block_of(room(), size)
         if part.read(block, start) and _is(block, digest):
             self.passed(size)
             return None
@@ -203,7 +203,7 @@ class _Load:
         return write
 
 
-def _finish(part: Part, _: memoryview) -> Write:
+def _finish(part: Part, _: Room) -> Write:
     return part.finish
 
 

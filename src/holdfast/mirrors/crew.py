@@ -15,9 +15,11 @@ from queue import SimpleQueue
 from holdfast.format.safetensors import BLOCK
 from holdfast.payload import staging
 
+Room = Callable[[], memoryview]
+"""Gives the thread's own buffer."""
 Write = Callable[[], object]
-Step = Callable[[memoryview], Write | None]
-"""Reads a block into a buffer and checks it; gives what writes it, or None where nothing is to be written."""
+Step = Callable[[Room], Write | None]
+"""Reads a block and checks it; gives what writes it, or None where nothing is to be written."""
 
 _SLICE = 0.2  # seconds that a thread waits at a time, so that a signal is seen
 _PATIENCE = 5.0
@@ -57,11 +59,11 @@ class Errand:
             self._failed, self._error = number, error
         self._turn.notify_all()
 
-    def take(self, number: int, step: Step, buffer: Callable[[], memoryview]) -> None:
+    def take(self, number: int, step: Step, room: Room) -> None:
         """One step, in some thread. It returns in any case: the error waits for `wait`."""
         try:
             if not self._over(number):
-                write = step(buffer())
+                write = step(room)
                 with self._turn:
                     self._turn.wait_for(lambda: self._next == number or self._over(number))
                 if write is not None and not self._over(number):
