@@ -1,5 +1,6 @@
 """P1, P4: trainings with two mirrors, killed at random moments, their directories deleted now and then."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -46,12 +47,11 @@ def test_a_storm(tmp_path, tried):
             process.kill()
             process.communicate()
             kills += 1
-            if chance.random() < 0.3 and steps(mirrors[0]):
-                shutil.rmtree(run, ignore_errors=True)  # the launch may have been killed before it made it
+            # It may be gone still: killed before it was made anew.
+            if chance.random() < 0.3 and steps(mirrors[0]) and os.path.isdir(run):
+                shutil.rmtree(run)
         for mirror in mirrors:
             steps(mirror)  # each whole
     assert ended == straight
-    assert steps(mirrors[0]) == steps(mirrors[1])
-    # A run that came back from a mirror at its end has the best and the newest alone.
-    assert set(steps(run)) <= set(steps(mirrors[0]))
+    assert steps(mirrors[0]) == steps(mirrors[1]) == steps(run)
     tried("trainings", kills)

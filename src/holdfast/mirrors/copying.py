@@ -112,13 +112,17 @@ def copy(
         finally:
             crew.close()
     found = known or contents(sources)
-    target.begin([*found.manifest.files, CHECKPOINT_FILE])
+    digests = {name: listed.digest for name, listed in found.manifest.files.items()}
+    target.begin({**digests, CHECKPOINT_FILE: ""})
     load = _Load(sources, found, tell, passed)
     last = {ARRAYS_FILE: found.arrays, CHECKPOINT_FILE: found.checkpoint}
     files = [(name, file.size) for name, file in found.manifest.files.items() if name not in last]
     # What fits into a block or two is carried by the time that it is handed over.
     load.carry(target, files, crew, here=sum(size for _, size in files) <= _WORTH_THREADS)
     for name, data in last.items():
+        if target.has(name, len(data)):
+            load.passed(len(data))
+            continue
         tell(len(data))
         part = target.part(name, len(data))
         try:
@@ -158,6 +162,9 @@ class _Load:
         waiting: list[tuple[Errand, Part]] = []
         try:
             for name, size in files:
+                if target.has(name, size):
+                    self.passed(size)
+                    continue
                 while len(waiting) > crew.size:
                     self._end(waiting)
                 part = target.part(name, size)

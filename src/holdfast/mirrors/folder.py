@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError, storage_error
@@ -66,6 +66,9 @@ class FolderTarget:
         for name in set(there) - set(names):
             files.remove_tree(os.path.join(self.path, name))
 
+    def has(self, file: str, size: int) -> bool:  # noqa: ARG002 (what lies there is read block by block)
+        return False
+
     def part(self, file: str, size: int) -> files.PartialFile:
         # Asked only when it matters: the first answer for a file system is tried out with a file.
         direct = size >= _DIRECT_FROM and files.direct_io_works(self.path)
@@ -89,6 +92,9 @@ class Folder:
         self._own = os.path.join(url, f"{COPYING}{writer}")
         self._listing = Listing(url, _check_sizes)
         self._book: bytes | None = None
+
+    def heed(self, check: Callable[[], object]) -> None:
+        """A disk that hangs cannot be called away from."""
 
     # -- looking -----------------------------------------------------------------------------------
 
