@@ -87,12 +87,7 @@ class Arrivals:
 
     def held(self, name: str) -> int:
         """Bytes on the disk of a checkpoint that was begun."""
-        total = 0
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(os.path.join(self.path, name)):
-                with contextlib.suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-        return total
+        return files.bytes_on_disk(os.path.join(self.path, name))
 
     def publish(self, name: str) -> None:
         """Makes a finished checkpoint visible, and durable.

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from holdfast.errors import FormatError, NotFoundError, UsageError
 from holdfast.format import names
+from holdfast.mirrors.mirror import Mirror, checked
 from holdfast.policy.keep import Keep, best_of
 from holdfast.store import catalog
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 
 WORDS = "best, latest, newest, a checkpoint's name, step=N, epoch=N, seq=N or -N"
+
+
+def apart(url: str, run: str) -> str:
+    """The place that a URL or a directory means, as `Mirror.path` gives it.
+
+    Raises:
+        UsageError: it is no place, or is the run, lies in it or holds it.
+
+    """
+    path = Mirror(url).path
+    if os.path.realpath(path) == os.path.realpath(run):
+        raise UsageError(f"{url} and {run} are the same place; nothing was changed.", found=url)
+    return checked([url], run)[0].path
 
 
 def keep_of(book: RunBook, where: str) -> Keep | None:
