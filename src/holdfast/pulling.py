@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from holdfast.errors import (
     FormatError,
     HoldfastError,
     NotFoundError,
-    StorageError,
     UsageError,
 )
 from holdfast.log import logger
@@ -148,6 +146,7 @@ class Pull:
         """
         if self.new and not self.waiting:
             return
+        self._check_room()
         session = Session.open(self.run, wait=wait, say=logger.warning, identify=self._adopt)
         try:
             with session.telling_loss(), self.place.steady():
@@ -176,8 +175,6 @@ class Pull:
     ) -> None:
         area = Arrivals(self.run, session.writing)
         waiting = self.waiting
-        if waiting:
-            self._check_room(area, waiting)
         transfer = Transfer(jobs, progress, ended)
         self.place.heed(transfer.check)
         pinned = {entry.folder for entry in self._entries if entry.pinned}
@@ -217,19 +214,11 @@ class Pull:
         there = {entry.folder for entry in self.place.entries()}
         item.status, item.problem = ("damaged", error) if item.name in there else ("gone", None)
 
-    def _check_room(self, area: Arrivals, waiting: Sequence[Item]) -> None:
-        needed = sum(max(0, item.size - area.held(item.name)) for item in waiting) + _OVERHEAD
-        free = storage.free_bytes(self.run)
-        if free < needed:
-            raise StorageError(
-                f"There is no room in {self.run} for {len(waiting)} checkpoints: they need {needed:,} bytes and "
-                f"{free:,} are free. Nothing was fetched. Next: free some there, or pull fewer: --only newest, --only best.",
-                errno=errno.ENOSPC,
-                path=self.run,
-                operation="write",
-                needed=needed,
-                free=free,
-            )
+    def _check_room(self) -> None:
+        waiting = self.waiting
+        needed = sum(max(0, item.size - arrivals.held_in(self.run, item.name)) for item in waiting)
+        if waiting:
+            storage.check_room(self.run, needed + _OVERHEAD, "pull")
 
     def _point_links(self, session: Session) -> None:
         entries = catalog.scan(self.run)

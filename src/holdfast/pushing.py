@@ -161,19 +161,10 @@ class Push:
         return self.place.source("").small(book.RUN_FILE, book.LIMIT)
 
     def _check_room(self, place: Folder) -> None:
-        needed = sum(max(0, item.size - place.held(item.name)) for item in self.waiting) + _OVERHEAD
-        existing = self.url if os.path.isdir(self.url) else os.path.dirname(self.url)
-        free = storage.free_bytes(existing)
-        if self.waiting and free < needed:
-            raise StorageError(
-                f"There is no room in {self.url} for {len(self.waiting)} checkpoints: they need {needed:,} bytes and "
-                f"{free:,} are free. Nothing was copied. Next: free some there, or push fewer: --only newest, --only best.",
-                errno=errno.ENOSPC,
-                path=self.url,
-                operation="write",
-                needed=needed,
-                free=free,
-            )
+        waiting = self.waiting
+        needed = sum(max(0, item.size - place.held(item.name)) for item in waiting)
+        if waiting:
+            storage.check_room(self.url, needed + _OVERHEAD, "push")
 
     def _carry(self, item: Item, crew: Crew, transfer: Transfer) -> Callable[[], None] | None:
         path = os.path.join(self.run, item.name)

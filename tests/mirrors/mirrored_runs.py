@@ -5,6 +5,7 @@ import random
 import shutil
 
 import numpy as np
+import pytest
 
 import holdfast
 from holdfast import Every, Keep
@@ -213,19 +214,21 @@ class Pulled(Pushed):
     def check(self):
         found = steps(self.run)
         assert found in self.SEEN, f"the run holds {found}"
-        begun = os.path.isdir(self.run) and catalog.is_run(self.run)
-        if found or begun:
-            try:
-                assert train(self.run, 0) == 3
-                assert found
-            except holdfast.UsageError as error:
-                assert not found
-                assert "holdfast pull" in str(error)
+        if found:
+            assert train(self.run, 0) == 3
+        elif catalog.is_run(self.run):
+            with pytest.raises(holdfast.UsageError, match="holdfast pull"):
+                train(self.run, 0)
         Pull(self.arch, self.run).go()
         assert steps(self.run) == self.END
         assert train(self.run, 0) == 3
         left = set(os.listdir(self.run)) - set(names(self.run))
-        assert {name.rstrip("0123456789") for name in left} == {"history.jsonl", "latest", "lease-", "run.json"}
+        assert {name.rstrip("0123456789") for name in left} == {
+            "history.jsonl",
+            "latest",
+            "lease-",
+            "run.json",
+        }
 
 
 CASES = {kind.__name__: kind for kind in (Copy, Further, Lost, Behind, Damaged, Pushed, Pulled)}

@@ -16,15 +16,26 @@ from collections.abc import Collection
 from holdfast import files
 from holdfast.errors import HoldfastError, StorageError, UsageError
 from holdfast.mirrors.folder import FolderTarget
+from holdfast.store.watch import names_in
 
-_FETCHING = re.compile(r"\.fetching-(\d{6,})")
+_FETCHING = re.compile(r"\.fetching-(\d{6,})(?:\.gone)?")
 _GONE = ".gone"
+
+
+def number(name: str) -> int:
+    """The generation of the lease under which a directory of this name was filled; 0 for any other name."""
+    found = _FETCHING.fullmatch(name)
+    return int(found[1]) if found else 0
 
 
 def left_in(run: str) -> list[str]:
     """The directories that fetches left in a run, the oldest first."""
-    with files.translated(run, "list"):
-        return sorted(name for name in os.listdir(run) if _FETCHING.fullmatch(name.removesuffix(_GONE)))
+    return sorted((name for name in names_in(run) if number(name)), key=number)
+
+
+def held_in(run: str, name: str) -> int:
+    """Bytes on the disk of a checkpoint that was begun, under whichever lease that was."""
+    return sum(files.bytes_on_disk(os.path.join(run, place, name)) for place in left_in(run))
 
 
 def refuse_unfinished(run: str) -> None:
@@ -55,12 +66,12 @@ class Arrivals:
     """
 
     def __init__(self, run: str, writing: str) -> None:
-        self._run, self._writing = run, writing
+        self.run, self._writing = run, writing
         self.path = os.path.join(run, f".fetching-{os.path.basename(writing).rpartition('-')[2]}")
 
     def enter(self) -> None:
         """Takes over what earlier holders had begun."""
-        others = [os.path.join(self._run, name) for name in left_in(self._run)]
+        others = [os.path.join(self.run, name) for name in left_in(self.run)]
         others = [path for path in others if path != self.path]
         if os.path.isdir(self.path):
             pass
@@ -71,7 +82,7 @@ class Arrivals:
             files.make_new_directory(self.path)
         for path in others:
             self._remove(path)
-        files.sync_directory(self._run)
+        files.sync_directory(self.run)
 
     def _remove(self, path: str) -> None:
         """Takes a directory out of use, then empties it: its maker may only have been asleep."""
@@ -85,10 +96,6 @@ class Arrivals:
         """Where a checkpoint is built; one that was begun is continued."""
         return FolderTarget(os.path.join(self.path, name))
 
-    def held(self, name: str) -> int:
-        """Bytes on the disk of a checkpoint that was begun."""
-        return files.bytes_on_disk(os.path.join(self.path, name))
-
     def publish(self, name: str) -> None:
         """Makes a finished checkpoint visible, and durable.
 
@@ -96,12 +103,12 @@ class Arrivals:
             StorageError: it could not be; or the directories of this holder are gone, since it lost its lease.
 
         """
-        draft, final = os.path.join(self._writing, name), os.path.join(self._run, name)
+        draft, final = os.path.join(self._writing, name), os.path.join(self.run, name)
         with files.translated(final, "publish"):
             files.rename(os.path.join(self.path, name), draft)
             files.rename(draft, final)
         try:
-            files.sync_directory(self._run)
+            files.sync_directory(self.run)
         except HoldfastError:
             # What is not known to be durable must not be found later.
             with contextlib.suppress(OSError):

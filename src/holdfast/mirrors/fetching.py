@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -230,13 +231,19 @@ def bring(
         StorageError: there is no room; what was fetched so far stays for the next attempt.
 
     """
-    needed = max(0, size - area.held(name)) + _OVERHEAD
+    needed = max(0, size - arrivals.held_in(area.run, name)) + _OVERHEAD
     storage.check_space(area.path, needed)
     try:
         return copying.copy(sources, area.target(name), tell, passed=tell, **how)
     except StorageError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         told = storage.explain(error, area.path, needed, out_of_files=storage.out_of_files(area.path))
-        raise told from (error if told is not error else error.__cause__)
+        raise StorageError(
+            f"{told} What was fetched of it stays in {area.path}, and the next attempt goes on with it; the run is as it "
+            f"was.",
+            **told.facts,
+        ) from error
 
 
 def note(run: str, name: str, url: str, copied: Copied, started: float) -> None:
