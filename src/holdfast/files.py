@@ -490,6 +490,7 @@ class PartialFile:
                 raise OSError(errno.EINVAL, "it is no regular file")
             self.begun = os.fstat(self._fd).st_size
             """Bytes that were there."""
+        self.found = 0
 
     def read(self, into: memoryview, offset: int) -> bool:
         """Fills `into` with what is there; False where the file ends before."""

@@ -101,6 +101,7 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
         try:
             sent += put(sources, part, name, found, tell)
             part.finish()
+            sent -= part.found
         finally:
             part.close()
     for name, data in last.items():

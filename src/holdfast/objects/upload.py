@@ -45,6 +45,7 @@ class Upload:
         self._digest = digest
         self._writer: Any = None
         self._done = 0
+        self.found = 0
 
     def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (as files on disk are continued)
         """False: nothing of an earlier attempt can be read before it is finished."""
