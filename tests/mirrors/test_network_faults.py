@@ -29,18 +29,21 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def soon(monkeypatch):
-    """The stated limits of time, all short: a second for an attempt, one and a half for all of them, half for close."""
-    for name in ("QUICK_SECONDS", "BULK_SECONDS"):
-        monkeypatch.setattr(stores, name, 1.0)
-    for name in ("QUICK_RETRIES", "BULK_RETRIES"):
-        monkeypatch.setattr(stores, name, 1.5)
-    monkeypatch.setattr(stores, "CONNECT_SECONDS", 0.5)
+def brisk(monkeypatch):
+    """Pauses between attempts are short; what is waited for is not."""
     monkeypatch.setattr(stores, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(amazon, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(amazon, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(amazon, "_clients", {})
     monkeypatch.setattr(plan, "_FIRST_PAUSE", 0.1)
+
+
+@pytest.fixture
+def soon(brisk, monkeypatch):
+    """All the stated limits of time are short: half a second for an attempt and for all that follow it."""
+    for name in ("QUICK_SECONDS", "BULK_SECONDS", "QUICK_RETRIES", "BULK_RETRIES", "CONNECT_SECONDS"):
+        monkeypatch.setattr(stores, name, 0.5)
+    monkeypatch.setattr(amazon, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(amazon, "_clients", {})
+    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 0.5)
 
 
 def events(run, kind="mirror"):
@@ -57,7 +60,7 @@ PASSING = [status(503), status(429, "Throttling"), status(500, "InternalError"),
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.value:.0f}")
-def test_what_passes_is_not_even_told(moto_store, run, soon, proxied, said, fault):
+def test_what_passes_is_not_even_told(moto_store, run, brisk, proxied, said, fault):
     """Every third request meets a fault that passes: all checkpoints arrive, without a word and without a rest."""
     proxy = proxied(moto_store)
     for number in range(2, 60, 3):
@@ -70,12 +73,13 @@ def test_what_passes_is_not_even_told(moto_store, run, soon, proxied, said, faul
 
 
 @pytest.mark.parametrize("fault", [status(503), reset(), cut(0), cut(1000), stall(100)], ids=lambda f: f"{f.kind}-{f.value:.0f}")  # fmt: skip
-def test_what_passes_while_a_lost_run_is_fetched(moto_store, run, soon, proxied, fault):
+def test_what_passes_while_a_lost_run_is_fetched(moto_store, run, brisk, proxied, monkeypatch, fault):
     """Answers that fail, break off or stand still once do not keep a lost run from coming back, whole."""
     train(run, 2, [url_of(moto_store)])
     shutil.rmtree(run)
+    monkeypatch.setattr(stores, "QUICK_SECONDS", 2.0 if fault.kind == "stall" else 20.0)
     proxy = proxied(moto_store)
-    for number in range(0, 30, 3):
+    for number in range(0, 30, 3 if fault.kind != "stall" else 6):
         proxy.inject(fault, method="GET", number=number)
     assert train(run, 3, [url_of(moto_store)]) == 2
     assert [request for request in proxy.log if request.fault]
@@ -84,7 +88,7 @@ def test_what_passes_while_a_lost_run_is_fetched(moto_store, run, soon, proxied,
 
 def test_pauses_between_attempts_grow(moto_store, run, soon, proxied, monkeypatch):
     """A store that asks for slowness is asked again after pauses that grow, not at once and not for ever."""
-    monkeypatch.setattr(stores, "_FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(stores, "_FIRST_PAUSE", 0.1)
     train(run, 1)
     proxy = proxied(moto_store)
     proxy.inject(status(503), times=None)
@@ -111,7 +115,6 @@ def test_what_stays_is_told_and_stops_nothing(
     moto_store, run, soon, proxied, said, monkeypatch, fault, words, path
 ):
     """A fault that stays is told at the next touch and in the history; every step is saved, nothing is half there."""  # fmt: skip
-    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 4.0)
     proxy = proxied(moto_store)
     train(run, 1, [url_of(moto_store)])
     proxy.inject(fault, method="PUT", path=path, times=None)
@@ -120,9 +123,7 @@ def test_what_stays_is_told_and_stops_nothing(
         for step in range(2, 4):
             opened.state.update(content(step))
             opened.save(step=step, wait=True)
-        end = time.monotonic() + 20
-        while not problems(run) and time.monotonic() < end:
-            time.sleep(0.05)
+        until(lambda: problems(run) or held(moto_store)[-1] == 3)
         opened.state.update(content(4))
         opened.save(step=4, wait=True)
         touched = said.text
@@ -258,7 +259,7 @@ def stores_nowhere(store):
 
 def test_a_required_mirror_fails_in_bounded_time(moto_store, run, soon, proxied, monkeypatch):
     """Close waits for a required mirror as long as something moves, and no longer; then it raises, and nothing is lost."""
-    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 2.0)
+    monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 5.0)
     proxy = proxied(moto_store)
     proxy.inject(status(503), method="PUT", path="arrays", times=None)
     required = Mirror(url_of(moto_store), required=True)
@@ -285,9 +286,10 @@ for step in run.steps(1000):
     if step >= int(sys.argv[5]):
         import time
         time.sleep(0.05)
-    if step == 5 and sys.argv[6] == "stop":
+    if step == 5 and sys.argv[6] in ("stop", "close"):
         run.stop()
-run.close()
+if sys.argv[6] == "close":
+    run.close()
 """
 
 
@@ -326,7 +328,7 @@ def test_ctrl_c_while_close_waits(moto_store, run, proxied):
     train(run, 1, [url_of(moto_store)])
     proxy.inject(hang(), method="PUT", path="safetensors", times=None)
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, run, url_of(moto_store), "600", "", "1000", "stop"],
+        [sys.executable, "-c", SCRIPT, run, url_of(moto_store), "600", "", "1000", "close"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
