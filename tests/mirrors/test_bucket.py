@@ -15,7 +15,7 @@ from mirrored_runs import LAST, draws, flip, names, steps, train
 import holdfast
 from holdfast import DamagedError, Keep, Mirror, StorageError, UsageError, rewinding
 from holdfast.mirrors import mirroring
-from holdfast.objects import stores
+from holdfast.objects import stores, urls
 from holdfast.objects.access import Objects
 from holdfast.store import book, catalog
 from holdfast.store.lease import Lease
@@ -42,9 +42,11 @@ def silent(monkeypatch):
         def begin():
             dead = f"http://127.0.0.1:{opened.getsockname()[1]}"
             monkeypatch.setenv("AWS_ENDPOINT_URL", dead)
+            connected = stores.connect(urls.parse("s3://bucket"))
 
             def ask(objects, *more):
-                return real(Objects(objects.address, stores.connect(objects.address), objects._check), *more)
+                objects._stores = connected
+                return real(objects, *more)
 
             monkeypatch.setattr(Objects, "_begin", ask)
 
@@ -413,8 +415,8 @@ def test_a_process_ends_while_a_request_hangs(run, url, moto, monkeypatch, end):
             f"os.environ['AWS_ENDPOINT_URL'] = {dead!r}\n"
             "real = access.Objects._begin\n"
             "def begin(objects, *more):\n"
-            "    address = objects.address\n"
-            "    return real(access.Objects(address, stores.connect(address), objects._check), *more)\n"
+            "    objects._stores = stores.connect(objects.address)\n"
+            "    return real(objects, *more)\n"
             "access.Objects._begin = begin",
         )
         process = subprocess.Popen(
