@@ -347,6 +347,19 @@ def test_a_pull_does_not_undo_a_rewind(run, arch):
     assert len(catalog.marks(run, "abandoned")) == 2
 
 
+def test_a_run_that_was_rewound_can_be_pulled_in_two_goes(run, arch, new):
+    """What a place knows of a rewind counts: what is older than it and was not left behind comes, whenever it is pulled."""
+    ranked(run, (1.0, 9.0, 3.0, 4.0))
+    rewinding.rewind(run, "@seq=3")
+    Push(run, arch).go()
+    Push(run, arch, ["seq=4"]).go()
+    Pull(arch, new, ["seq=1"]).go()
+    task = Pull(arch, new)
+    assert copied(task) == ["there", "copied", "copied"]
+    assert task.abandoned == 1
+    assert steps(new) == [1, 2, 3]
+
+
 def test_damage_is_not_pulled(run, arch, new):
     """A damaged checkpoint in the place is named, with exit code 5, and the others come."""
     ranked(run)
