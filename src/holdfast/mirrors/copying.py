@@ -20,8 +20,9 @@ from holdfast.format.manifest import (
     decode_manifest,
 )
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, decode_arrays
-from holdfast.mirrors.place import Part, Source, Target
+from holdfast.mirrors.place import Part, Target
 from holdfast.payload import damage
+from holdfast.payload.source import Source
 
 _PIECE = 1 << 20
 Tell = Callable[[int], None]

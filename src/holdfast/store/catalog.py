@@ -31,7 +31,7 @@ from holdfast.format.names import Reference
 from holdfast.format.summary import Reader
 from holdfast.format.table import ARRAYS_FILE
 from holdfast.policy.keep import Keep, best_of
-from holdfast.store import book
+from holdfast.store import book, places
 from holdfast.store.entry import Entry
 from holdfast.store.publish import previous_name
 
@@ -70,8 +70,8 @@ def _seems(path: str) -> bool:
 
 def read_manifest(path: str) -> Manifest:
     """A checkpoint directory's manifest, checked as far as it can be by itself."""
-    file = os.path.join(path, CHECKPOINT_FILE)
-    return decode_manifest(files.read_file(file, READ_LIMIT_CHECKPOINT), file)
+    data = places.source(path).small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT)
+    return decode_manifest(data, os.path.join(path, CHECKPOINT_FILE))
 
 
 def marks(run: str, kind: str) -> set[str]:
