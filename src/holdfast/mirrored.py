@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
-from holdfast.errors import DamagedError, HoldfastError, LeaseError, NotFoundError, UsageError
+from holdfast.errors import (
+    DamagedError,
+    HoldfastError,
+    LeaseError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from holdfast.log import logger
 from holdfast.mirrors import fetching, repairing
-from holdfast.mirrors.folder import Folder
+from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.mirroring import Mirroring
+from holdfast.mirrors.place import Place
+from holdfast.mirrors.places import place_of
 from holdfast.mirrors.state import other_run
 from holdfast.policy.keep import Keep
 from holdfast.session import Session
@@ -91,7 +99,7 @@ def repair_run(
     Args:
         run: the run's directory.
         broken: the names of the checkpoints.
-        mirrors: directories to take from; those that run.json names are taken as well.
+        mirrors: directories and URLs to take from; those that run.json names are taken as well.
         say: gets a line on what is waited for.
 
     Raises:
@@ -102,27 +110,32 @@ def repair_run(
     session = Session.open(run, wait=0, say=say)
     try:
         known = [entry["url"] for entry in session.book.mirrors or () if isinstance(entry.get("url"), str)]
-        urls = list(dict.fromkeys([*(os.path.abspath(os.path.expanduser(url)) for url in mirrors), *known]))
+        urls = list(dict.fromkeys([*(Mirror(url).path for url in mirrors), *known]))
         if not urls:
             raise UsageError(
                 f"{run} has no mirror to be repaired from. Next: holdfast verify {run} --repair --mirror DIR",
                 path=run,
             )
-        places = []
+        places: list[tuple[Place, set[str]]] = []
         for url in urls:
-            place = Folder(url, session.lease.token)
-            found = place.book() if url in mirrors or os.path.isdir(url) else None
+            place = place_of(url, session.lease.token)
+            try:
+                found = place.book()
+                there = {entry.folder for entry in place.entries()} if found is not None else set()
+            except StorageError as error:
+                if url not in known:
+                    raise
+                say(f"The mirror {url} cannot be read: {error}")
+                continue
             if found is None:
                 say(f"There is no mirror in {url}.")
             elif found.id != session.book.id:
                 raise other_run(run, session.book.id, url, found.id)
             else:
-                places.append(place)
+                places.append((place, there))
         done: dict[str, repairing.Repaired | HoldfastError] = {}
         for name in broken:
-            sources = [
-                place.source(name) for place in places if catalog.is_checkpoint(os.path.join(place.url, name))
-            ]
+            sources = [place.source(name) for place, there in places if name in there]
             if not sources:
                 done[name] = NotFoundError(f"No mirror has {name}.", path=run, candidates=[])
                 continue

@@ -19,6 +19,7 @@ from holdfast.format import names
 from holdfast.format.manifest import Progress
 from holdfast.log import logger
 from holdfast.mirrors.mirror import Mirror, checked
+from holdfast.objects import urls
 from holdfast.policy.every import DEFAULT, Every
 from holdfast.policy.keep import Keep, parse_size
 from holdfast.state import adapters, capture, garbage, streams
@@ -104,6 +105,13 @@ class Run:
             )
         _check_text_and_wait(note, wait)
         refuse_several_processes()
+        if urls.is_url(os.fspath(path)):
+            shown = urls.redacted(os.fspath(path))
+            raise UsageError(
+                f"Run({shown!r}): a run trains in a directory, which an object store may mirror. "
+                f'Next: Run("runs/digits", mirrors=[{shown!r}]).',
+                path=shown,
+            )
         asked = place = os.path.abspath(os.path.expanduser(os.fspath(path)))
         places = checked(mirrors, place)
         rehearsed = stage.current()

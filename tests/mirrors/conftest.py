@@ -1,5 +1,6 @@
 """The tools of the crash tests, and what the logger said."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -46,3 +47,49 @@ def zygote():
             os.environ["PYTHONPATH"] = before
     yield zygote
     zygote.close()
+
+
+# -- an object store -----------------------------------------------------------------------------------
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """A server that speaks S3, in this process; gives its endpoint."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(moto, monkeypatch):
+    """A client of the server's own kind, which goes around Holdfast; the environment leads to that server alone."""
+    import boto3
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_", "GCE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY",
+        "AWS_SECRET_ACCESS_KEY": "planted+secret/key",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": moto,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "GCE_METADATA_HOST": "127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
+
+
+@pytest.fixture
+def bucket(s3):
+    """The name of a new bucket."""
+    name = f"bucket-{next(_numbers)}"
+    s3.create_bucket(Bucket=name)
+    return name

@@ -325,7 +325,10 @@ def test_damage_on_both_sides(run, arch):
 @pytest.mark.parametrize(
     ("mirrors", "words"),
     [
-        (["s3://key:secret@bucket/x"], "object stores are not supported yet"),
+        (["s3://key:secret@bucket/x"], "brings credentials"),
+        (["ftp://host/x"], "not in an object store that is supported"),
+        (["s3://b/x", "s3://b/x/"], "is given twice"),
+        (["s3://b/x", "s3://b/x/y"], "lie in one another"),
         ("/archive", "expected a list"),
         (["{run}"], "is the run"),
         (["{run}/inside"], "lies in the run"),

@@ -88,13 +88,16 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
     """
     found = known or contents(sources)
     manifest = found.manifest
-    target.begin([*manifest.files, CHECKPOINT_FILE])
+    target.begin({**{name: listed.digest for name, listed in manifest.files.items()}, CHECKPOINT_FILE: ""})
     sent = total = 0
     last = {ARRAYS_FILE: found.arrays, CHECKPOINT_FILE: found.checkpoint}
     for name, listed in manifest.files.items():
         if name in last:
             continue
         total += listed.size
+        if target.has(name, listed.size):
+            tell(0)
+            continue
         part = target.part(name, listed.size)
         try:
             sent += put(sources, part, name, found, tell)
@@ -103,6 +106,8 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
             part.close()
     for name, data in last.items():
         total += len(data)
+        if target.has(name, len(data)):
+            continue
         tell(len(data))
         part = target.part(name, len(data))
         try:

@@ -15,7 +15,7 @@ from holdfast.mirrors.folder import FolderTarget
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.plan import Offer
 from holdfast.mirrors.state import State, other_run
-from holdfast.policy.keep import Keep, best_of
+from holdfast.policy.keep import Keep, Record, best_of
 from holdfast.store import book, catalog, retention
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -92,6 +92,17 @@ def _entries(state: State) -> list[Entry]:
         return []
 
 
+def _newer(state: State, entries: Sequence[Entry], highest: int) -> list[tuple[Record, str]]:
+    """The checkpoints in a mirror with a higher number, and when they were made.
+
+    Raises:
+        StorageError: one cannot be read. An older one must not be taken in its place.
+
+    """
+    with state.place.steady():
+        return [(e.record(), e.summary.created if e.summary else "") for e in entries if e.sequence > highest]
+
+
 def catch_up(
     run: str,
     writing: str,
@@ -128,14 +139,7 @@ def catch_up(
         highest_here,
         abandoned,
         rewound,
-        {
-            number: [
-                (e.record(), e.summary.created if e.summary else "")
-                for e in entries
-                if e.sequence > highest_here
-            ]
-            for number, entries in there.items()
-        },
+        {number: _newer(states[number], entries, highest_here) for number, entries in there.items()},
     )
     fetched: list[str] = []
     failures: list[HoldfastError] = []

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError, storage_error
@@ -47,6 +47,9 @@ class FolderTarget:
         for name in set(there) - set(names):
             files.remove_tree(os.path.join(self.path, name))
 
+    def has(self, file: str, size: int) -> bool:  # noqa: ARG002 (what lies there is read block by block)
+        return False
+
     def part(self, file: str, size: int) -> files.PartialFile:
         return files.PartialFile(os.path.join(self.path, file), size)
 
@@ -68,6 +71,9 @@ class Folder:
         self._own = os.path.join(url, f"{COPYING}{writer}")
         self._listing = Listing(url, _check_sizes)
         self._book: bytes | None = None
+
+    def heed(self, check: Callable[[], object]) -> None:
+        """A disk that hangs cannot be called away from."""
 
     # -- looking -----------------------------------------------------------------------------------
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable
 
 from holdfast.errors import UsageError
+from holdfast.objects import urls
 from holdfast.policy.keep import Keep, parse_size
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +16,9 @@ class Mirror:
     """Another place that holds a run's checkpoints; a string in `Run(mirrors=[…])` is short for it.
 
     Attributes:
-        url: a directory, on another disk than the run's, say. Its parent must exist.
+        url: a directory, on another disk than the run's, say, whose parent must exist; or `s3://bucket/prefix`,
+            `gs://bucket/prefix`, `az://container/prefix`, whose bucket must exist. It holds no credentials: they are
+            taken from where the store's other tools find them (docs/mirrors.md).
         keep: which checkpoints stay there; None: as the run keeps them. The run's best ones stay in any case.
         limit: bytes per second that a copy takes at most, as a number or like "50 MB"; None: as fast as it goes.
         required: a checkpoint is deleted from the run only when a newer one is there, and `close` raises where
@@ -38,16 +38,11 @@ class Mirror:
         url: object = self.url
         if not isinstance(url, str | os.PathLike) or not os.fspath(url):
             raise UsageError(
-                f'Mirror({url!r}): expected a directory, like Mirror("/archive/digits").', found=url
+                f'Mirror({url!r}): expected a directory or a URL, like Mirror("/archive/digits") or '
+                f'Mirror("s3://bucket/digits").',
+                found=url,
             )
         text = os.fspath(url)
-        if _SCHEME.match(text):
-            # What comes after the scheme may hold a password.
-            raise UsageError(
-                f"Mirror({text.partition('://')[0] + '://…'!r}): object stores are not supported yet; a mirror is a "
-                f'directory, like Mirror("/archive/digits").',
-                found=text.partition("://")[0],
-            )
         keep: object = self.keep
         if keep is not None and not isinstance(keep, Keep):
             raise UsageError(f"Mirror(keep={keep!r}): expected Keep(…), like Keep(last=10).", found=keep)
@@ -63,11 +58,12 @@ class Mirror:
                     f"Mirror(limit={self.limit!r}): expected bytes per second, such as 50_000_000 or '50 MB'.",
                     found=self.limit,
                 ) from error
-        object.__setattr__(self, "url", os.path.abspath(os.path.expanduser(text)))
+        place = urls.parse(text).url if urls.is_url(text) else os.path.abspath(os.path.expanduser(text))
+        object.__setattr__(self, "url", place)
 
     @property
     def path(self) -> str:
-        """The directory, absolute."""
+        """The directory, absolute, or the URL."""
         return os.fspath(self.url)
 
     @property
@@ -92,7 +88,7 @@ def checked(mirrors: Iterable[str | os.PathLike[str] | Mirror], run: str) -> tup
     here = os.path.realpath(run)
     for one in mirrors:
         mirror = one if isinstance(one, Mirror) else Mirror(one)
-        real = os.path.realpath(mirror.path)
+        real = mirror.path if urls.is_url(mirror.path) else os.path.realpath(mirror.path)
         relation = _relation(real, here)
         if relation:
             raise UsageError(
@@ -102,6 +98,13 @@ def checked(mirrors: Iterable[str | os.PathLike[str] | Mirror], run: str) -> tup
             )
         if real in seen:
             raise UsageError(f"The mirror {mirror.path} is given twice.", found=mirror.path)
+        nested = [other for other in seen if urls.is_url(real) and _relation(real, other)]
+        if nested:
+            raise UsageError(
+                f"The mirrors {seen[nested[0]]} and {mirror.path} lie in one another. Next: give each a prefix of its "
+                f"own.",
+                found=mirror.path,
+            )
         seen[real] = mirror.path
         found.append(mirror)
     return tuple(found)

@@ -56,6 +56,8 @@ class Mirroring:
 
     def __init__(self, run: str, lease: Lease, states: Sequence[State]) -> None:
         self._run, self._lease, self.states = run, lease, list(states)
+        for state in self.states:
+            state.place.heed(self._check_going)
         self._turn = threading.Lock()
         self._ticket: threads.Ticket | None = None
         self._wanted = self._running = False
@@ -257,15 +259,18 @@ class Mirroring:
             if first:
                 first = False
                 for name in set(place.unfinished()) - set(lacking):
+                    self._lease.check()
                     place.forget(name)
             if not lacking:
                 break
             self._send(state, lacking[0], throttle)
-        for name in plan.leaving(state.keep, [entry.record() for entry in there]):
+        leaving = plan.leaving(state.keep, [entry.record() for entry in there])
+        for name in leaving:
             self._lease.check()
             if place.delete(name):
                 self._note(state, deleted=name)
-        state.saw(place.entries())
+        if leaving:
+            state.saw(place.entries())
 
     def _send(self, state: State, name: str, throttle: Throttle) -> None:
         """Copies one checkpoint and publishes it; one that is damaged here is told, and left out."""
@@ -277,13 +282,15 @@ class Mirroring:
             until = self._moved + throttle.delay(count, self._moved)
             while True:
                 self._check_going()
-                left = until - time.monotonic()
+                self._moved = time.monotonic()  # what waits for its limit is on its way
+                left = until - self._moved
                 if left <= 0:
                     return
                 time.sleep(min(_STEP, left))
 
         path = os.path.join(self._run, name)
         try:
+            self._lease.check()  # what lies there of a damaged one is deleted
             copied = copying.copy([FolderSource(path)], place.target(name), tell)
             self._lease.check()
             place.publish(name)

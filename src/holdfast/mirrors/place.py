@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from holdfast.payload.source import Source
@@ -30,8 +30,16 @@ class Part(Protocol):
 class Target(Protocol):
     """A checkpoint on its way into a place: no reader sees it before it is published."""
 
-    def begin(self, names: Collection[str]) -> None:
-        """Prepares for files of these names, and removes what an earlier attempt left under others."""
+    def begin(self, files: Mapping[str, str]) -> None:
+        """Prepares for files of these names, and removes what an earlier attempt left under others.
+
+        Args:
+            files: the digest of each, as the manifest has it; "" where it has none.
+
+        """
+
+    def has(self, file: str, size: int) -> bool:
+        """Whether the place is sure, without its being read, that the file lies there already as it should be."""
 
     def part(self, file: str, size: int) -> Part:
         """A file of that size."""
@@ -49,6 +57,9 @@ class Place(Protocol):
     """
 
     url: str
+
+    def heed(self, check: Callable[[], object]) -> None:
+        """Calls `check` again and again while an answer from far away is waited for; it may raise to end that."""
 
     def book(self) -> RunBook | None:
         """The content of its run.json; None where a mirror can be begun.

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from holdfast.errors import UsageError
-from holdfast.mirrors.folder import Folder
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.place import Place
+from holdfast.mirrors.places import place_of
 from holdfast.mirrors.plan import Standing, keep_of
 from holdfast.policy.keep import Keep
 from holdfast.store.book import RunBook
@@ -48,10 +48,9 @@ class State:
 
     @classmethod
     def of(cls, mirror: Mirror, keep: Keep, writer: str, known: bool) -> State:
-        place = Folder(mirror.path, writer)
         return cls(
             mirror,
-            place,
+            place_of(mirror.path, writer),
             keep_of(mirror.keep, keep),
             reached=known,
             standing=Standing(required=mirror.required),

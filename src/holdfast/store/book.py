@@ -17,7 +17,8 @@ from holdfast.format import sealed
 from holdfast.format.fields import VERSION, check_version
 
 RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
-_LIMIT = 4 << 20
+LIMIT = 4 << 20
+"""Bytes that a run.json has at most."""
 _EVENTS_LIMIT, _LINE_LIMIT = 64 << 20, 1 << 20
 
 
@@ -47,11 +48,16 @@ def new_run() -> RunBook:
 
 def read_run(run: str) -> RunBook:
     """The run's book; `NotFoundError` when the directory is no run."""
-    path = os.path.join(run, RUN_FILE)
     try:
-        data = files.read_file(path, _LIMIT)
+        data = files.read_file(os.path.join(run, RUN_FILE), LIMIT)
     except NotFoundError:
         raise NotFoundError(f"{run} is not a run: it has no {RUN_FILE}.", path=run, candidates=[]) from None
+    return decode_run(data, run)
+
+
+def decode_run(data: bytes, run: str) -> RunBook:
+    """The book of the run in a directory, or at a URL, from the bytes of its run.json."""
+    path = os.path.join(run, RUN_FILE)
     try:
         content = sealed.decode(data, path)
     except DamagedError as error:

@@ -1,0 +1,313 @@
+"""A mirror in an object store.
+
+There is no rename there, and no directory: a checkpoint is there when its `checkpoint.json` is, which is
+written last, where none is, and deleted first. What lies under a name without one is on its way in or out; no
+reader takes it for a checkpoint, and who writes the mirror next goes on with it or removes it.
+
+So a writer that was only asleep is not kept out by the storage, as it is from a directory: the look at the lease
+before each of the two is all there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from holdfast.errors import HoldfastError, NotFoundError, StorageError, UsageError, storage_error
+from holdfast.format import names as naming
+from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
+from holdfast.format.summary import Reader
+from holdfast.mirrors.place import Part
+from holdfast.objects import urls
+from holdfast.objects.access import Objects
+from holdfast.payload import damage
+from holdfast.store import book, catalog
+from holdfast.store.book import RUN_FILE, RunBook
+from holdfast.store.entry import Entry
+
+_Sizes = Mapping[str, int]
+
+
+class BucketSource:
+    """A checkpoint in an object store, to be read from.
+
+    Args:
+        objects: its files.
+        sizes: bytes of each, as far as they are known.
+
+    """
+
+    def __init__(self, objects: Objects, sizes: _Sizes) -> None:
+        self.path = objects.url
+        self._objects, self._sizes = objects, sizes
+
+    def small(self, file: str, limit: int) -> bytes:
+        return self._objects.small(file, limit)
+
+    def read(self, file: str, into: memoryview, offset: int) -> int:
+        if offset >= self._sizes.get(file, offset + 1):
+            return 0  # where a file ends needs no request
+        return self._objects.read(file, into, offset)
+
+
+class _Held:
+    """`checkpoint.json` on its way: it waits for `publish`."""
+
+    def __init__(self, size: int, done: Callable[[bytes], None]) -> None:
+        self._data, self._done = bytearray(size), done
+
+    def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (nothing was left)
+        return False
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self._data[offset : offset + len(data)] = data
+
+    def finish(self) -> None:
+        self._done(bytes(self._data))
+
+    def close(self) -> None:
+        """Nothing of it is anywhere else."""
+
+
+class BucketTarget:
+    """A checkpoint on its way into an object store. It has its final name, and no `checkpoint.json`.
+
+    Args:
+        objects: its files.
+        there: bytes of those that lie there, as they were listed.
+        done: gets the content of `checkpoint.json`.
+
+    """
+
+    def __init__(self, objects: Objects, there: _Sizes, done: Callable[[bytes], None]) -> None:
+        self.path = objects.url
+        self._objects, self._there, self._done = objects, dict(there), done
+        self._digests: Mapping[str, str] = {}
+
+    def begin(self, files: Mapping[str, str]) -> None:
+        self._digests = files
+        if CHECKPOINT_FILE in self._there:  # of a damaged one, which no reader takes
+            self._objects.delete([CHECKPOINT_FILE])
+            del self._there[CHECKPOINT_FILE]
+        others = set(self._there) - set(files)
+        self._objects.delete(sorted(others))
+
+    def has(self, file: str, size: int) -> bool:
+        if self._there.get(file) != size or not self._digests[file]:
+            return False
+        try:
+            return self._objects.facts(file) == (size, self._digests[file])
+        except NotFoundError:
+            return False
+
+    def part(self, file: str, size: int) -> Part:
+        if file == CHECKPOINT_FILE:
+            return _Held(size, self._done)
+        from holdfast.objects.upload import upload
+
+        return upload(self._objects, file, size, self._digests[file])
+
+    def finish(self) -> None:
+        """Each file was durable when it was finished."""
+
+
+class _Seen(NamedTuple):
+    """What lay below the prefix at one moment: for each name the files with their sizes, and the marks."""
+
+    files: dict[str, dict[str, int]]
+    marks: dict[str, set[str]]
+
+    @classmethod
+    def of(cls, listed: _Sizes) -> _Seen:
+        seen = cls({}, {catalog.PINS: set(), catalog.ABANDONED: set()})
+        for text, size in listed.items():
+            folder, _, file = text.partition("/")
+            if folder in seen.marks:
+                seen.marks[folder].add(file)
+            elif file and "/" not in file and naming.parse_checkpoint_name(folder) is not None:
+                seen.files.setdefault(folder, {})[file] = size
+        return seen
+
+
+class _Silent(OSError):  # noqa: N818 (never seen outside: `steady` raises what it holds)
+    """The store did not say what a manifest is: other than damage, that is no reason to pass a checkpoint over."""
+
+    def __init__(self, error: StorageError) -> None:
+        super().__init__(error.errno, str(error))
+        self.error = error
+
+
+class Bucket:
+    """A mirror in an object store.
+
+    Args:
+        url: such as `s3://bucket/prefix`.
+
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = urls.parse(url).url
+        self._check: Callable[[], object] = lambda: None
+        self._connected: Objects | None = None
+        self._found: bytes | None = None
+        """The run.json that lies there."""
+        self._book: RunBook | None = None
+        self._seen: _Seen | None = None
+        self._reader = Reader()
+        self._known: dict[str, tuple[_Sizes, Entry]] = {}
+        self._held: dict[str, bytes] = {}
+        """Manifests of what is to be published, and of what was and has not been looked at yet."""
+
+    @property
+    def _objects(self) -> Objects:
+        if self._connected is None:
+            self._connected = Objects.at(self.url, self._look_up)
+        return self._connected
+
+    def heed(self, check: Callable[[], object]) -> None:
+        self._check = check
+
+    def _look_up(self) -> None:
+        self._check()
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def book(self) -> RunBook | None:
+        try:
+            data = self._objects.small(RUN_FILE, book.LIMIT)
+        except NotFoundError:
+            foreign = list(self._objects.names(most=1))
+            if foreign:
+                raise UsageError(
+                    f"The mirror {self.url} is not a run and not empty (it holds {', '.join(foreign[:5])}); nothing "
+                    f"was written there. Next: choose another prefix.",
+                    path=self.url,
+                    found=foreign[:100],
+                ) from None
+            self._found = self._book = None
+            return None
+        if data != self._found or self._book is None:
+            self._found, self._book = None, book.decode_run(data, self.url)
+            self._found = data
+        return self._book
+
+    def entries(self) -> list[Entry]:
+        seen = self._look()
+        owner = self._book or self.book()
+        if owner is None:
+            return []
+        found: dict[str, tuple[_Sizes, Entry]] = {}
+        for name, files in seen.files.items():
+            parsed = naming.parse_checkpoint_name(name)
+            if CHECKPOINT_FILE not in files or parsed is None:
+                continue
+            sizes, entry = self._known.get(name, ({}, None))
+            if entry is None or sizes != files or (entry.was_read and not entry.whole):
+                fetch = functools.partial(self._manifest, name, files)
+                entry = Entry(
+                    f"{self.url}/{name}", name, parsed, source=(owner.id, self._reader), fetch=fetch
+                )
+            entry.pinned = name in seen.marks[catalog.PINS]
+            entry.abandoned = name in seen.marks[catalog.ABANDONED]
+            found[name] = (files, entry)
+        self._known = found
+        return sorted(
+            (entry for _, entry in found.values()), key=lambda entry: (entry.sequence, entry.folder)
+        )
+
+    def _manifest(self, name: str, sizes: _Sizes, path: str, limit: int) -> bytes:
+        """The manifest of a checkpoint; one that lacks a file, or the end of one, is damaged: it is copied once more."""
+        try:
+            own = self._held.pop(name, None)
+            data = own or self._objects.small(f"{name}/{CHECKPOINT_FILE}", limit)
+        except StorageError as error:
+            raise _Silent(error) from None
+        for file, listed in decode_manifest(data, path).files.items():
+            size = sizes.get(file)
+            if size is None:
+                raise damage.damaged(f"{self.url}/{name}", file, "is missing")
+            if size != listed.size:
+                raise damage.wrong_size(f"{self.url}/{name}", file, listed.size, size)
+        return data
+
+    def _look(self) -> _Seen:
+        self._seen = _Seen.of(self._objects.names())
+        return self._seen
+
+    def _last_seen(self) -> _Seen:
+        return self._seen or self._look()
+
+    def source(self, name: str) -> BucketSource:
+        sizes = self._seen.files.get(name, {}) if self._seen is not None else {}
+        return BucketSource(self._objects.below(name), sizes)
+
+    # -- changing ----------------------------------------------------------------------------------
+
+    def enter(self, book: bytes) -> None:
+        if book != self._found:
+            self._objects.put(RUN_FILE, book)
+            self._found = self._book = None
+
+    def target(self, name: str) -> BucketTarget:
+        def done(data: bytes) -> None:
+            self._held[name] = data
+
+        return BucketTarget(self._objects.below(name), self._last_seen().files.get(name, {}), done)
+
+    def unfinished(self) -> Sequence[str]:
+        return [name for name, files in self._last_seen().files.items() if CHECKPOINT_FILE not in files]
+
+    def forget(self, name: str) -> None:
+        self._held.pop(name, None)
+        there = self._objects.names(name)
+        if f"{name}/{CHECKPOINT_FILE}" not in there:  # else somebody has published it
+            self._objects.delete(list(there))
+
+    def publish(self, name: str) -> None:
+        self._known.pop(name, None)
+        data = self._held.pop(name)
+        if not self._objects.put(f"{name}/{CHECKPOINT_FILE}", data, create=True):
+            raise StorageError(
+                f"{self.url} has another checkpoint {name}, with another {CHECKPOINT_FILE}; it was left as it is. "
+                f"Next: does another process copy to this mirror? Each run needs a mirror of its own.",
+                errno=errno.EEXIST,
+                path=f"{self.url}/{name}",
+                operation="publish",
+            )
+        self._held[name] = data
+
+    def delete(self, name: str) -> bool:
+        with contextlib.suppress(NotFoundError):
+            self._objects.size(f"{catalog.PINS}/{name}")
+            return False
+        self._objects.delete([f"{name}/{CHECKPOINT_FILE}"])
+        # Only when this is answered: until then the checkpoint may be seen.
+        files = self._last_seen().files.pop(name, {})
+        self._objects.delete([f"{name}/{file}" for file in files if file != CHECKPOINT_FILE])
+        return True
+
+    def mark(self, kind: str, names: Collection[str], *, gone: Collection[str] = ()) -> None:
+        there = self._last_seen().marks[kind]
+        for name in sorted(set(names) - there):
+            self._objects.put(f"{kind}/{name}", b"")
+        self._objects.delete([f"{kind}/{name}" for name in sorted(set(gone) & there)])
+
+    def leave(self) -> None:
+        """What was begun stays for the next writer; nothing else is hidden there."""
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        silent: StorageError | None = None
+        try:
+            yield
+        except _Silent as error:
+            silent = error.error
+        except OSError as error:
+            if isinstance(error, HoldfastError):
+                raise
+            raise storage_error(error, self.url, "use the mirror") from error
+        if silent is not None:
+            raise silent

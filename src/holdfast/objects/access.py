@@ -1,0 +1,306 @@
+"""What lies below a prefix in a bucket: listed, read, written, deleted. Every wait is bounded and can be broken off."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError
+from holdfast.objects import stores, urls
+from holdfast.objects.refusals import Said, refusal
+from holdfast.objects.stores import Stores
+from holdfast.objects.urls import Address
+from holdfast.objects.waiting import Request
+
+DIGEST = "holdfastdigest"
+"""Under this name an object says what its writer knew of its content. No hyphen: Azure takes none."""
+_ENOUGH = 1.25
+_T = TypeVar("_T")
+Check = Callable[[], object]
+
+
+class Facts(NamedTuple):
+    """What an object says of itself: bytes, and the digest that its writer gave."""
+
+    size: int
+    digest: str | None
+
+
+class Objects:
+    """The objects below a prefix. Names are relative to it; an object is seen whole or not at all.
+
+    Every call may raise `StorageError`, with the facts `status` and `code` as the store gave them and `errno`:
+    EACCES for credentials, ENOENT for a bucket that is not there, EHOSTUNREACH and ETIMEDOUT for the way to it.
+
+    Attributes:
+        address: where they are.
+        url: the same, as it is shown.
+
+    """
+
+    def __init__(self, address: Address, connected: Stores, check: Check = lambda: None) -> None:
+        self.address, self.url = address, address.url
+        self._stores, self._check = connected, check
+
+    @classmethod
+    def at(cls, url: str, check: Check = lambda: None) -> Objects:
+        """The objects at a URL, such as `s3://bucket/prefix`; the connection is kept for the next call.
+
+        Args:
+            url: where they are.
+            check: called ten times a second while an answer is waited for, by the thread that waits; what it raises
+                ends the wait, and the request.
+
+        Raises:
+            UsageError: the URL means no place, or the library for it is not installed.
+            StorageError: there are no credentials.
+
+        """
+        address = urls.parse(url)
+        key = (os.getpid(), stores.environment(), address.scheme, address.bucket)
+        with _lock:
+            connected = _connected.get(key)
+        if connected is None:
+            connected = stores.connect(address)  # may take seconds, where it asks for the machine's role
+            with _lock:
+                connected = _connected.setdefault(key, connected)
+        return cls(address, connected, check)
+
+    def below(self, prefix: str) -> Objects:
+        """The objects below a further prefix."""
+        return Objects(self.address._replace(prefix=self.address.key(prefix)), self._stores, self._check)
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def names(self, prefix: str = "", most: int | None = None) -> dict[str, int]:
+        """The names of all objects, or of those below a further prefix, and their sizes in bytes.
+
+        One request for each thousand, no further ones once there are `most`. A bucket that is not there is an error,
+        a prefix that is not there is merely empty.
+        """
+        key = self.address.key(prefix)
+
+        async def work() -> dict[str, int]:
+            import obstore
+
+            found: dict[str, int] = {}
+            start = len(self.address.prefix) + 1 if self.address.prefix else 0
+            stream = obstore.list(self._stores.quick, key or None, chunk_size=1000)
+            async for chunk in stream:
+                for item in chunk:
+                    found[item["path"][start:]] = item["size"]
+                if most is not None and len(found) >= most:
+                    break
+            return found
+
+        return dict(
+            sorted(self._run(work, "list", prefix, stores.BULK_SECONDS + stores.BULK_RETRIES).items())
+        )
+
+    def small(self, name: str, limit: int) -> bytes:
+        """The bytes of an object; more than `limit` are a `FormatError`, none there a `NotFoundError`."""
+
+        async def work() -> bytes:
+            import obstore
+
+            found = await obstore.get_async(self._stores.quick, self.address.key(name))
+            size = found.meta["size"]
+            if size > limit:
+                raise FormatError(
+                    f"{self.url}/{name} has {size:,} bytes; such a file has at most {limit:,}.",
+                    path=f"{self.url}/{name}",
+                    expected=limit,
+                    found=size,
+                )
+            return bytes(await found.bytes_async())
+
+        return self._run(work, "read", name)
+
+    def read(self, name: str, into: memoryview, offset: int) -> int:
+        """Fills `into` from byte `offset` of an object; gives how many bytes there were."""
+        return self.reading(name, into, offset).wait()
+
+    def reading(self, name: str, into: memoryview, offset: int) -> Request[int]:
+        """The same on its way: `into` is not touched any more once `wait` has returned or raised."""
+
+        async def work() -> int:
+            import obstore
+
+            if not len(into):
+                return 0
+            try:
+                data = await obstore.get_range_async(
+                    self._stores.bulk, self.address.key(name), start=offset, length=len(into)
+                )
+            except Exception as error:
+                if Said.of(error).status == 416:  # it ends before
+                    return 0
+                raise
+            into[: len(data)] = memoryview(data)
+            return len(data)
+
+        return self._begin(work, "read", name, stores.BULK_SECONDS + stores.BULK_RETRIES)
+
+    def size(self, name: str) -> int:
+        """The bytes that an object has; `NotFoundError` where there is none."""
+        return self.facts(name).size
+
+    def facts(self, name: str) -> Facts:
+        """What an object says of itself; `NotFoundError` where there is none."""
+
+        async def work() -> Facts:
+            import obstore
+
+            found = await obstore.get_async(
+                self._stores.quick, self.address.key(name), options={"head": True}
+            )
+            attributes: dict[str, str] = {key.lower(): value for key, value in found.attributes.items()}
+            return Facts(found.meta["size"], attributes.get(DIGEST))
+
+        return self._run(work, "look at", name)
+
+    # -- changing ----------------------------------------------------------------------------------
+
+    def put(self, name: str, data: bytes, *, create: bool = False, digest: str | None = None) -> bool:
+        """Writes a small object.
+
+        Args:
+            name: which.
+            data: its bytes.
+            create: only where there is none. A store that cannot do that is looked at first.
+            digest: what it is to say of its content.
+
+        Returns:
+            False where `create` found another object there, with other bytes; nothing was written then.
+
+        """
+        if not create:
+            self._put(name, data, digest, None)
+            return True
+        problem: HoldfastError | None = None
+        try:
+            self._put(name, data, digest, "create")
+            return True
+        except _Exists:
+            pass
+        except StorageError as error:
+            if error.facts.get("status") == 501 or error.facts.get("code") in (
+                "NotImplemented",
+                "NotSupported",
+            ):
+                return self._put_where_none_is(name, data, digest)
+            problem = error
+        # An acknowledgement that was lost looks like a failure, or, at the second attempt, like another's object.
+        try:
+            return self.small(name, len(data)) == data
+        except FormatError:
+            return False
+        except HoldfastError:
+            if problem is not None:
+                raise problem from None
+            raise
+
+    def _put_where_none_is(self, name: str, data: bytes, digest: str | None) -> bool:
+        with contextlib.suppress(NotFoundError):
+            try:
+                return self.small(name, len(data)) == data
+            except FormatError:
+                return False
+        self._put(name, data, digest, None)
+        return True
+
+    def _put(self, name: str, data: bytes, digest: str | None, mode: Any) -> None:
+        async def work() -> None:
+            import obstore
+
+            attributes = {DIGEST: digest} if digest is not None else None
+            await obstore.put_async(
+                self._stores.quick,
+                self.address.key(name),
+                data,
+                mode=mode,
+                attributes=attributes,
+                use_multipart=False,
+            )
+
+        self._run(work, "write", name)
+
+    def delete(self, names: Collection[str]) -> None:
+        """Deletes objects, in no order; one that is not there is no error."""
+        keys = [self.address.key(name) for name in names]
+
+        async def work() -> None:
+            import obstore
+
+            try:
+                await obstore.delete_async(self._stores.quick, keys)
+            except FileNotFoundError as error:
+                if Said.of(error).code == "NoSuchBucket":
+                    raise
+                for key in (
+                    keys if len(keys) > 1 else ()
+                ):  # to some stores the first that is missing is the end
+                    with contextlib.suppress(FileNotFoundError):
+                        await obstore.delete_async(self._stores.quick, [key])
+
+        if keys:
+            self._run(work, "delete", next(iter(names)) if len(keys) == 1 else "")
+
+    # -- how ---------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        work: Callable[[], Awaitable[_T]],
+        operation: str,
+        name: str,
+        seconds: float = (stores.QUICK_SECONDS + stores.QUICK_RETRIES) * _ENOUGH,
+    ) -> _T:
+        return self._begin(work, operation, name, seconds).wait()
+
+    def _begin(
+        self, work: Callable[[], Awaitable[_T]], operation: str, name: str, seconds: float
+    ) -> Request[_T]:
+        return Request(self._translated(work, operation, name), seconds, self._check)
+
+    def _translated(
+        self, work: Callable[[], Awaitable[_T]], operation: str, name: str
+    ) -> Callable[[], Coroutine[Any, Any, _T]]:
+        """The work, whose errors are Holdfast's and hold nothing of the library's."""
+
+        async def translated() -> _T:
+            failure: HoldfastError
+            try:
+                return await work()
+            except HoldfastError:
+                raise
+            except Exception as error:
+                if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
+                    failure = _Exists(f"{self.url}/{name} is there already.", path=f"{self.url}/{name}")
+                else:
+                    failure = refusal(error, self.address, operation, name, self._stores.server)
+            raise failure  # not in the except block: the library's error would be shown as its context
+
+        return translated
+
+
+class _Exists(StorageError):  # noqa: N818 (an answer, caught in this module)
+    """There is an object where none was to be."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message, errno=errno.EEXIST, operation="write", **facts)
+
+
+_lock = threading.Lock()
+_connected: dict[tuple[int, int, str, str], Stores] = {}
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

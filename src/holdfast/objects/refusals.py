@@ -1,0 +1,139 @@
+"""What an object store, or the way to it, says in refusal, in Holdfast's words: what, where, and what helps.
+
+Nothing of the library's own text is passed on but a status and the store's code for the error: the rest may hold
+what was signed, and with what.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import NamedTuple
+
+from holdfast.errors import HoldfastError, NotFoundError, StorageError
+from holdfast.objects.urls import Address
+
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>|\"reason\": ?\"([A-Za-z0-9]{1,60})\"")
+_STATUS = re.compile(r"non-2xx status code: (\d{3})|status code: (\d{3})|status: (\d{3})")
+_KIND = re.compile(r"kind: (Connect|Timeout|Builder|Request|Decode|Body|Interrupted)\b")
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of this machine",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT, `gcloud auth application-default login`, or the account of this machine",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, or AZURE_CLIENT_ID, "
+    "AZURE_TENANT_ID and AZURE_CLIENT_SECRET",
+}
+_BUCKET_CODES = ("NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted")
+_WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthenticationFailed", "authError")
+_OLD_KEYS = ("ExpiredToken", "TokenRefreshRequired", "RequestExpired", "InvalidToken")
+_FULL = ("QuotaExceeded", "AccountBeingDisabled", "InsufficientStorage", "EntityTooLarge")
+
+
+class Said(NamedTuple):
+    """What an error of the library says: HTTP status (0 for none), the store's code, what failed on the way."""
+
+    status: int
+    code: str
+    kind: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Said:
+        if isinstance(error, TimeoutError):
+            return cls(0, "", "Timeout")
+        text = str(error)
+        status, code, kind = (pattern.search(text) for pattern in (_STATUS, _CODE, _KIND))
+        if "BadScheme" in text:
+            return cls(0, "", "BadScheme")
+        return cls(
+            int(next(filter(None, status.groups()))) if status else 0,
+            next(filter(None, code.groups())) if code else "",
+            kind[1] if kind and not status else "",
+        )
+
+
+def credentials_of(scheme: str) -> str:
+    """Where the credentials for a kind of store are looked for."""
+    return _CREDENTIALS[scheme]
+
+
+def refusal(error: BaseException, address: Address, operation: str, name: str, server: str) -> HoldfastError:
+    """The error to raise in the place of one of the library's.
+
+    Args:
+        error: the library's.
+        address: the bucket and prefix.
+        operation: what was tried, like "read".
+        name: the object, relative to the address; "" for the whole.
+        server: where the store was looked for, as it may be shown.
+
+    """
+    said = Said.of(error)
+    shown = f"{address.url}/{name}" if name else address.url
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError) and said.code not in _BUCKET_CODES and operation != "write":
+        return NotFoundError(f"There is no {shown}.", path=shown, candidates=[])
+    number, why, advice = _reason(said, kind, address, server)
+    return StorageError(
+        f"Cannot {operation} {shown}: {why}. {advice}".rstrip(),
+        errno=number,
+        path=shown,
+        operation=operation,
+        status=said.status or None,
+        code=said.code or None,
+    )
+
+
+def _reason(said: Said, kind: str, address: Address, server: str) -> tuple[int, str, str]:
+    scheme, bucket = address.scheme, address.bucket
+    own = "container" if scheme == "az" else "bucket"
+    if said.code in _BUCKET_CODES or kind == "FileNotFoundError":
+        return (
+            errno.ENOENT,
+            f"there is no {own} {bucket} at {server}",
+            f"Next: make it with the tools of the store, or correct the name; Holdfast makes no {own}s.",
+        )
+    if said.code in _OLD_KEYS:
+        return errno.EACCES, f"the credentials have run out ({said.code})", "Next: renew them."
+    if said.code == "RequestTimeTooSkewed":
+        return errno.EACCES, "the clock of this machine is wrong (RequestTimeTooSkewed)", "Next: set it."
+    if said.code in _WRONG_KEYS or kind == "UnauthenticatedError" or said.status == 401:
+        return (
+            errno.EACCES,
+            f"the store does not accept the credentials ({said.code or said.status})",
+            f"Next: check {_CREDENTIALS[scheme]}; and that they belong to {server}.",
+        )
+    if said.code in _FULL or said.status == 507:
+        return (
+            errno.EDQUOT,
+            f"there is no room ({said.code or said.status})",
+            "Next: free some, or keep fewer.",
+        )
+    if kind == "PermissionDeniedError" or said.status == 403:
+        needed = f"they must allow to list, read, write and delete in the {own} {bucket}"
+        return (
+            errno.EACCES,
+            f"the credentials do not allow it ({said.code or 'AccessDenied'})",
+            f"Next: {needed}; check that they are those that are meant ({_CREDENTIALS[scheme]}).",
+        )
+    if said.code in ("PermanentRedirect", "AuthorizationHeaderMalformed") or said.status in (301, 307):
+        return (
+            errno.EREMOTE,
+            f"the {own} {bucket} lies in another region",
+            "Next: set AWS_REGION to its region.",
+        )
+    if said.kind == "BadScheme":
+        return errno.EINVAL, f"{server} is asked without TLS", "Next: https://… as the endpoint."
+    if said.kind == "Connect":
+        return (
+            errno.EHOSTUNREACH,
+            f"nothing answers at {server}",
+            "Next: check the network, the name of the server and its port.",
+        )
+    if said.kind == "Timeout":
+        return errno.ETIMEDOUT, f"{server} did not answer in time", "Next: check the network; it may be slow."
+    if said.status in (429, 503):
+        return errno.EAGAIN, f"the store is overloaded ({said.code or said.status})", "Next: try again later."
+    if said.status:
+        detail = f"{said.status} {said.code}".strip()
+        return errno.EIO, f"the store answered {detail}", ""
+    return errno.EIO, f"the request failed on its way to {server} ({said.kind or kind})", ""

@@ -1,0 +1,182 @@
+"""The library's own objects for a bucket, from what the environment says: where it is, how one is let in.
+
+Credentials come from where the other tools of each store find theirs, and go nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from holdfast.errors import HoldfastError, StorageError, UsageError
+from holdfast.objects.refusals import credentials_of
+from holdfast.objects.urls import Address, redacted
+
+CONNECT_SECONDS = 5.0
+QUICK_SECONDS, QUICK_RETRIES = 20.0, 15.0
+"""For what is small: seconds for one request, and seconds after which a request that failed is not begun again."""
+BULK_SECONDS, BULK_RETRIES = 120.0, 60.0
+"""The same for a part of a large file, 16 MiB or more."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+# botocore renews what runs out within ten minutes; the library asks again five minutes before this is over.
+_CREDENTIALS_SECONDS = 600.0
+_RELEVANT = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "GCE_", "MSI_", "IDENTITY_")
+
+
+class Stores(NamedTuple):
+    """A bucket twice: for small requests, and for large ones, which have more time."""
+
+    quick: Any
+    bulk: Any
+    server: str
+    """Where it is, as it may be shown."""
+
+
+def environment() -> int:
+    """Changes when what the environment says of object stores does."""
+    return hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith(_RELEVANT))))
+
+
+def connect(address: Address) -> Stores:
+    """The bucket of an address. Nothing is asked of it yet.
+
+    Raises:
+        UsageError: a library is not installed.
+        StorageError: there are no credentials, or the settings cannot be used.
+
+    """
+    try:
+        import obstore.store  # noqa: F401
+    except ImportError as error:
+        raise _not_installed(address, error) from None
+    make, server = {"s3": _s3, "gs": _gs, "az": _az}[address.scheme](address)
+    problem: str | None = None
+    try:
+        return Stores(make(QUICK_SECONDS, QUICK_RETRIES), make(BULK_SECONDS, BULK_RETRIES), server)
+    except HoldfastError:
+        raise
+    except Exception as error:
+        problem = type(error).__name__
+    # Outside of the except block: the library's error may quote a secret, and would be shown as the context.
+    raise StorageError(
+        f"The settings for {address.url} in the environment cannot be used ({problem}). "
+        f"Next: check {credentials_of(address.scheme)}.",
+        path=address.url,
+        operation="connect to",
+        errno=errno.EINVAL,
+    )
+
+
+def _not_installed(address: Address, error: ImportError) -> UsageError:
+    return UsageError(
+        f"{address.url} needs {error.name or 'a library'}, which is not installed. "
+        f"Next: pip install 'holdfast[{address.scheme}]'",
+        path=address.url,
+    )
+
+
+def _options(seconds: float, retries: float, *, http: bool) -> dict[str, Any]:
+    """The limits of one request: all that may wait is bounded."""
+    return {
+        "client_options": {
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+            "timeout": timedelta(seconds=seconds),
+            "allow_http": http,
+        },
+        "retry_config": {
+            "max_retries": 20,
+            "retry_timeout": timedelta(seconds=retries),
+            "backoff": {
+                "init_backoff": timedelta(seconds=_FIRST_PAUSE),
+                "max_backoff": timedelta(seconds=_LONGEST_PAUSE),
+                "base": 2,
+            },
+        },
+    }
+
+
+def _plain(url: str) -> bool:
+    return url.lower().startswith("http://")
+
+
+def _truth(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def _first(*names: str) -> str:
+    return next((value for name in names if (value := os.environ.get(name))), "")
+
+
+def _s3(address: Address) -> tuple[Any, str]:
+    from obstore.store import S3Store
+
+    try:
+        import botocore.session
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise _not_installed(address, error) from None
+    endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    config: Any = {}
+    more: dict[str, Any] = {}
+    problem: str | None = None
+    try:
+        session = botocore.session.get_session()
+        region = session.get_config_variable("region")
+        endpoint = endpoint or session.get_scoped_config().get("endpoint_url") or ""
+        anonymous = _truth("AWS_SKIP_SIGNATURE")
+        if not anonymous and session.get_credentials() is None:
+            problem = "there are none"
+        elif not anonymous:
+            ttl = timedelta(seconds=_CREDENTIALS_SECONDS)
+            more["credential_provider"] = Boto3CredentialProvider(session, ttl=ttl)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}" if type(error).__name__ == "ProfileNotFound" else ""
+        problem = problem or type(error).__name__
+    if problem is not None:
+        raise StorageError(
+            f"Cannot use {address.url}: no AWS credentials ({problem}). Next: set {credentials_of('s3')}; "
+            f"for a bucket that is open to all, AWS_SKIP_SIGNATURE=true.",
+            path=address.url,
+            operation="connect to",
+            errno=errno.EACCES,
+        )
+    if region:
+        config["region"] = region
+    if endpoint:
+        config["endpoint"] = endpoint
+
+    def make(seconds: float, retries: float) -> Any:
+        options = _options(seconds, retries, http=_plain(endpoint))
+        return S3Store(address.bucket, config=config, **more, **options)
+
+    return make, redacted(endpoint) or f"Amazon S3 ({region or 'us-east-1'})"
+
+
+def _gs(address: Address) -> tuple[Any, str]:
+    from obstore.store import GCSStore
+
+    base = _first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST")
+    config: Any = {"base_url": base} if base else {}
+
+    def make(seconds: float, retries: float) -> Any:
+        return GCSStore(address.bucket, config=config, **_options(seconds, retries, http=_plain(base)))
+
+    return make, redacted(base) or "Google Cloud Storage"
+
+
+def _az(address: Address) -> tuple[Any, str]:
+    from obstore.store import AzureStore
+
+    emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
+    base = _first(
+        "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", *(["AZURITE_BLOB_STORAGE_URL"] if emulator else [])
+    )
+    account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+
+    def make(seconds: float, retries: float) -> Any:
+        return AzureStore(address.bucket, **_options(seconds, retries, http=emulator or _plain(base)))
+
+    default = "the Azure emulator" if emulator else f"Azure ({account or 'no account named'})"
+    return make, redacted(base) or default

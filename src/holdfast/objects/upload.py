@@ -1,0 +1,99 @@
+"""A file of any size on its way into a bucket: in parts, a few at a time, so that memory is bounded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from holdfast.errors import UsageError
+from holdfast.objects import stores
+from holdfast.objects.access import DIGEST, Objects
+
+PART_SIZE = 16 << 20
+MOST_PARTS = 10_000
+AT_ONCE = 4
+"""Parts that are on their way at the same time; each is held in memory."""
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part of a file of `size` bytes: 16 MiB, or more MiB where 10,000 of them would not do."""
+    return max(PART_SIZE, math.ceil(size / MOST_PARTS / (1 << 20)) << 20)
+
+
+def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload:
+    """A file on its way, by the means that the kind of store has for it."""
+    return Upload(objects, name, size, digest)
+
+
+class Upload:
+    """An object that appears, whole, when it is finished, and not at all before.
+
+    Args:
+        objects: where.
+        name: which.
+        size: its bytes.
+        digest: what it is to say of its content.
+
+    """
+
+    def __init__(self, objects: Objects, name: str, size: int, digest: str | None = None) -> None:
+        self._objects, self._name, self._size = objects, name, size
+        self._digest = digest
+        self._writer: Any = None
+        self._done = 0
+
+    def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (as files on disk are continued)
+        """False: nothing of an earlier attempt can be read before it is finished."""
+        return False
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Takes the next bytes, and returns when at most `AT_ONCE` parts are held in memory.
+
+        Raises:
+            UsageError: they are not the next.
+            StorageError: an earlier part could not be written, or this one.
+
+        """
+        if offset != self._done:
+            raise UsageError(
+                f"{self._objects.url}/{self._name} is written in order: expected byte {self._done}, found {offset}."
+            )
+
+        async def work() -> None:
+            await self._open().write(data)
+
+        self._objects._begin(work, "write", self._name, _SECONDS).wait()
+        self._done += len(data)
+
+    def finish(self) -> None:
+        """Returns when the object is there."""
+
+        async def work() -> None:
+            await self._open().close()
+
+        if self._done != self._size:
+            raise UsageError(
+                f"{self._objects.url}/{self._name} is not complete: expected {self._size} bytes, found {self._done}."
+            )
+        self._objects._begin(work, "write", self._name, _SECONDS).wait()
+        self._writer = None
+
+    def close(self) -> None:
+        """Ends the attempt; what was not finished never appears."""
+        self._writer = None
+
+    def _open(self) -> Any:
+        if self._writer is None:
+            import obstore
+
+            self._writer = obstore.open_writer_async(
+                self._objects._stores.bulk,
+                self._objects.address.key(self._name),
+                attributes={DIGEST: self._digest} if self._digest is not None else None,
+                buffer_size=part_size(self._size),
+                max_concurrency=AT_ONCE,
+            )
+        return self._writer
+
+
+_SECONDS = stores.BULK_SECONDS + stores.BULK_RETRIES
