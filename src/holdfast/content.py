@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from holdfast import files
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, nearest
 from holdfast.format import sealed
 from holdfast.format.manifest import CHECKPOINT_FILE, Manifest
@@ -225,17 +224,9 @@ def _digest_of(record: PayloadRecord) -> str:
 
 def _digest_file(source: Readable, file: str, size: int, digest: Any) -> int:
     """Updates `digest` with a file's bytes, and gives how many; stops after `size` of them and one more."""
-    opened = source.open(file)
+    buffer = memoryview(bytearray(min(size + 1, 1 << 20)))
     done = 0
-    try:
-        buffer = memoryview(bytearray(min(size + 1, 1 << 20)))
-        while done <= size:
-            with files.translated(opened.path, "read"):
-                count = opened.read([buffer], done)
-            if not count:
-                break
-            digest.update(buffer[:count])
-            done += count
-    finally:
-        opened.close()
+    while done <= size and (count := source.read(file, buffer, done)):
+        digest.update(buffer[:count])
+        done += count
     return done

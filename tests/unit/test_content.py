@@ -14,7 +14,7 @@ from holdfast.payload.source import FolderSource
 class Elsewhere:
     """A source that is no directory: bytes by name, as an object store has them."""
 
-    crew = "network"
+    crew, distant = "network", True
 
     def __init__(self, path, files):
         self.path, self.files, self.asked = path, files, []
@@ -44,7 +44,9 @@ class Elsewhere:
         return data
 
     def read(self, file, into, offset):
-        return self.open(file).read([into], offset)
+        data = self.open(file).fetch(offset, len(into))
+        into[: len(data)] = data
+        return len(data)
 
     def open(self, file):
         self._of(file)
@@ -57,7 +59,7 @@ class Elsewhere:
 
 
 class Far:
-    stretch, distant = 16 << 20, True
+    distant = True
 
     def __init__(self, source, file):
         self.source, self.file, self.path = source, file, f"{source.path}/{file}"
@@ -65,17 +67,16 @@ class Far:
     def size(self):
         return self.source.size(self.file)
 
-    def read(self, views, offset):
-        data, done = self.source._of(self.file), 0
-        for view in views:
-            piece = data[offset + done : offset + done + len(view)]
-            view[: len(piece)] = piece
-            done += len(piece)
-        self.source.asked.append((self.file, offset, done))
+    def fetch(self, offset, length):
+        data = bytearray(self.source._of(self.file)[offset : offset + length])
+        self.source.asked.append((self.file, offset, len(data)))
         if self.source.worse.get(self.file, 0):
             self.source.worse[self.file] -= 1
-            views[-1][-1] ^= 1
-        return done
+            data[-1] ^= 1
+        return memoryview(data)
+
+    def abandon(self):
+        pass
 
     def close(self):
         pass
@@ -172,15 +173,15 @@ def test_a_distant_file_that_is_too_short_is_damage(checkpoint, far, cut):
 
 def test_a_file_that_goes_while_it_is_read(checkpoint, far, monkeypatch):
     """A file that is gone is damage as long as there is a checkpoint; else that was deleted."""
-    read = Far.read
+    fetch = Far.fetch
 
-    def going(self, views, offset):
+    def going(self, offset, length):
         far.files.pop("small.safetensors", None)
         if whole:
             far.files.pop("checkpoint.json", None)
-        return read(self, views, offset)
+        return fetch(self, offset, length)
 
-    monkeypatch.setattr(Far, "read", going)
+    monkeypatch.setattr(Far, "fetch", going)
     data, whole = dict(far.files), False
     with pytest.raises(DamagedError, match="is missing"):
         checkpoint._content.read(planned(checkpoint))

@@ -9,11 +9,11 @@ import pytest
 
 from holdfast import files
 from holdfast.errors import DamagedError, FormatError, NotFoundError, StorageError, UsageError
-from holdfast.payload import staging, threads
+from holdfast.payload import blocks, staging, threads
 from holdfast.payload.array import HostArray
 from holdfast.payload.layout import plan
 from holdfast.payload.reader import Batch, FileRecord, Request, read, verify
-from holdfast.payload.source import FolderFile, FolderSource
+from holdfast.payload.source import FolderSource
 from holdfast.payload.writer import Save
 
 BLOCK = 8192
@@ -444,7 +444,7 @@ def test_blocks_larger_than_the_pools_buffers(tmp_path, monkeypatch):
     record = FileRecord("m.safetensors", len(data), [xxhash.xxh3_128_digest(data)])
     monkeypatch.setattr(staging, "BLOCK", 4096)
     monkeypatch.setattr(staging, "pool", staging.Pool())
-    monkeypatch.setattr(FolderFile, "stretch", 4096)
+    monkeypatch.setattr(blocks, "_STRETCH", 4096)
     requests, into = saved.requests()
     read(saved.source, {"m.safetensors": record}, requests, block_size=1 << 25)
     saved.check(into)

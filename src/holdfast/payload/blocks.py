@@ -15,11 +15,14 @@ import xxhash
 from holdfast.errors import HoldfastError, NotFoundError, storage_error
 from holdfast.payload import damage, staging
 from holdfast.payload.array import Bytes
-from holdfast.payload.source import Opened, Readable
+from holdfast.payload.source import Distant, FolderFile, Readable
 
+# Read and digested together, so that the digest finds the bytes in the cache.
+_STRETCH = 1 << 20
 _VECTORS = 512  # of preadv; Linux takes 1024
 _SCATTERED = 64  # more pieces than this in one block are copied from scratch memory
 _ASIDE = 1 << 20  # so are batches, unless there is little of them between large arrays
+_REQUEST = 16 << 20  # bytes that are asked for at once where a block is larger than ours are
 
 Names = Callable[[str, int, int], list[str]]
 Progress = Callable[[int], None]
@@ -38,7 +41,7 @@ class OpenFile(NamedTuple):
     """A record, and the file that is read."""
 
     record: FileRecord
-    opened: Opened
+    opened: FolderFile | Distant
 
     @property
     def path(self) -> str:
@@ -139,39 +142,72 @@ class Checker:
                 self._progress(size)
 
     def _take(self, job: Job, start: int, size: int) -> None:
+        opened = job.file.opened
+        if opened.distant:
+            self._hand_out(job, self._fetch(job, opened, start, size), start)
+            return
         [buffer] = staging.pool.take(1)
-        stretch = job.file.opened.stretch
         try:
             if not job.pieces and not job.runs:
-                self._digest(job, start, size, _discarded(0, size, buffer.bytes, stretch))
-            elif not job.file.opened.distant and _scatterable(job):
+                self._digest(job, opened, start, size, _discarded(0, size, buffer.bytes))
+            elif _scatterable(job):
                 asides = [Piece(r.start, r.stop, np.empty(r.stop - r.start, np.uint8), "") for r in job.runs]
                 pieces = sorted([*job.pieces, *asides], key=_start_of) if asides else job.pieces
                 self.changed = True
-                self._digest(job, start, size, _scattered(pieces, size, buffer.bytes, stretch))
+                self._digest(job, opened, start, size, _scattered(pieces, size, buffer.bytes))
                 for run, aside in zip(job.runs, asides, strict=True):
                     run.batch.place(run.first, run.last, aside.into, start + run.start)
             else:
                 whole = buffer.bytes[:size] if size <= len(buffer.bytes) else np.empty(size, np.uint8)
-                self._digest(job, start, size, [whole])
-                self.changed = True
-                for piece in job.pieces:
-                    piece.into[:] = whole[piece.start : piece.stop]
-                for run in job.runs:
-                    run.batch.place(run.first, run.last, whole, start)
+                self._digest(job, opened, start, size, [whole])
+                self._hand_out(job, whole, start)
         finally:
             staging.pool.give([buffer])
 
-    def _digest(self, job: Job, start: int, size: int, places: Iterator[Bytes] | list[Bytes]) -> None:
+    def _hand_out(self, job: Job, whole: Bytes, start: int) -> None:
+        """Copies a block that was found right to where it is wanted."""
+        if job.pieces or job.runs:
+            self.changed = True
+        for piece in job.pieces:
+            piece.into[:] = whole[piece.start : piece.stop]
+        for run in job.runs:
+            run.batch.place(run.first, run.last, whole, start)
+
+    def _fetch(self, job: Job, opened: Distant, start: int, size: int) -> Bytes:
+        """A block from far away, found right; empty where nobody wants it."""
+        for last in (False, True):
+            digest, pieces = xxhash.xxh3_128(), []
+            for offset in range(start, start + size, _REQUEST):
+                length = min(_REQUEST, start + size - offset)
+                data = opened.fetch(offset, length)
+                if len(data) < length:
+                    found = opened.size()
+                    raise damage.wrong_size(
+                        self._directory, job.file.record.name, job.file.record.size, found
+                    )
+                digest.update(data)
+                if job.pieces or job.runs:
+                    pieces.append(np.frombuffer(data, np.uint8))
+            if last or digest.digest() == job.file.record.blocks[job.number]:  # else the way may be at fault
+                self._compare(job, start, size, digest.digest())
+                break
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+
+    def _digest(
+        self, job: Job, opened: FolderFile, start: int, size: int, places: Iterator[Bytes] | list[Bytes]
+    ) -> None:
         """Reads the block into the places and compares its digest."""
+        digest = xxhash.xxh3_128()
+        offset = start
+        for batch in _batches(places):
+            self._read(job, opened, batch, offset)
+            for view in batch:
+                digest.update(view)
+                offset += len(view)
+        self._compare(job, start, size, digest.digest())
+
+    def _compare(self, job: Job, start: int, size: int, found: bytes) -> None:
         expected = job.file.record.blocks[job.number]
-        if job.file.opened.distant:
-            places = list(places)
-            found = self._pass(job, start, places)
-            if found != expected:  # the network may be at fault
-                found = self._pass(job, start, places)
-        else:
-            found = self._pass(job, start, places)
         if found != expected:
             count = len(job.file.record.blocks)
             raise damage.damaged(
@@ -185,22 +221,11 @@ class Checker:
                 found=found.hex(),
             )
 
-    def _pass(self, job: Job, start: int, places: Iterator[Bytes] | list[Bytes]) -> bytes:
-        """Reads the block into the places; gives its digest."""
-        digest = xxhash.xxh3_128()
-        offset = start
-        for batch in _batches(places, job.file.opened.stretch):
-            self._read(job, batch, offset)
-            for view in batch:
-                digest.update(view)
-                offset += len(view)
-        return digest.digest()
-
-    def _read(self, job: Job, views: list[memoryview], offset: int) -> None:
+    def _read(self, job: Job, opened: FolderFile, views: list[memoryview], offset: int) -> None:
         while views:
-            count = job.file.opened.read(views, offset)
+            count = opened.read(views, offset)
             if count == 0:
-                found = job.file.opened.size()
+                found = opened.size()
                 raise damage.wrong_size(self._directory, job.file.record.name, job.file.record.size, found)
             offset += count
             done = 0
@@ -248,33 +273,33 @@ def _start_of(item: Piece | Run) -> int:
     return item.start
 
 
-def _scattered(pieces: Sequence[Piece], size: int, scratch: Bytes, stretch: int) -> Iterator[Bytes]:
+def _scattered(pieces: Sequence[Piece], size: int, scratch: Bytes) -> Iterator[Bytes]:
     """The destinations in the order of the block, with scratch memory for what lies between."""
     at = 0
     for piece in pieces:
-        yield from _discarded(at, piece.start, scratch, stretch)
+        yield from _discarded(at, piece.start, scratch)
         yield piece.into
         at = piece.stop
-    yield from _discarded(at, size, scratch, stretch)
+    yield from _discarded(at, size, scratch)
 
 
-def _discarded(start: int, stop: int, scratch: Bytes, stretch: int) -> Iterator[Bytes]:
+def _discarded(start: int, stop: int, scratch: Bytes) -> Iterator[Bytes]:
     """Places for bytes that nobody wants: the same stretch of memory again and again.
 
     Their address follows from their place in the block, so that no two of one batch, which is
     one stretch of the block at most, share any: each is digested only after all were read.
     """
     while start < stop:
-        low = start % stretch
-        high = min(low + stop - start, stretch)
+        low = start % _STRETCH
+        high = min(low + stop - start, _STRETCH)
         yield scratch[low:high]
         start += high - low
 
 
-def _batches(places: Iterator[Bytes] | list[Bytes], stretch: int) -> Iterator[list[memoryview]]:
+def _batches(places: Iterator[Bytes] | list[Bytes]) -> Iterator[list[memoryview]]:
     """The places, cut and gathered into what one call reads."""
     batch: list[memoryview] = []
-    room = stretch
+    room = _STRETCH
     for place in places:
         view: memoryview = place.data
         while view:
@@ -283,6 +308,6 @@ def _batches(places: Iterator[Bytes] | list[Bytes], stretch: int) -> Iterator[li
             view = view[len(batch[-1]) :]
             if not room or len(batch) == _VECTORS:
                 yield batch
-                batch, room = [], stretch
+                batch, room = [], _STRETCH
     if batch:
         yield batch

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError, storage_error
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError
 from holdfast.format.safetensors import BLOCK, LENGTH_LIMIT
 from holdfast.payload import damage, pending
 from holdfast.payload.array import Bytes
@@ -93,9 +93,9 @@ def read(
             opened = {name: _open(source, record, stack) for name, record in wanted.items()}
             for file in opened.values():
                 _check_size(source.path, file)
-            jobs = _plan(own, batches, opened, block_size)
+            jobs = _plan(source, own, batches, opened, block_size)
             pending.settle_for_reading()  # a save may still be copying what is written to now
-            share(jobs, checker.take, source.crew)
+            share(jobs, checker.take, source.crew, lambda: _abandon(opened.values()))
             for request, batch, index in astride:
                 batch.place(index, index + 1, request.into, request.start)
     except HoldfastError as error:
@@ -149,8 +149,13 @@ def verify(
                 for number in range(len(record.blocks))
                 if min((number + 1) * block_size, record.size) <= present
             )
-        share(jobs, look, source.crew)
+        share(jobs, look, source.crew, lambda: _abandon(job.file for job in jobs))
     return [error for _, _, error in sorted(found, key=lambda item: item[:2])]
+
+
+def _abandon(files: Iterable[OpenFile]) -> None:
+    for file in files:
+        file.opened.abandon()
 
 
 # -- before the first byte ----------------------------------------------------------------------
@@ -272,12 +277,16 @@ def _runs(batch: Batch, block_size: int) -> Iterator[tuple[int, Run]]:
 
 
 def _plan(
-    requests: list[Request], batches: Sequence[Batch], opened: Mapping[str, OpenFile], block_size: int
+    source: Readable,
+    requests: list[Request],
+    batches: Sequence[Batch],
+    opened: Mapping[str, OpenFile],
+    block_size: int,
 ) -> list[Job]:
     """One job per block, in the order of the files; the blocks of each header are always there."""
     pieces: dict[tuple[str, int], list[Piece]] = {}
     for name, file in opened.items():
-        for number in range(-(-_header_bytes(file) // block_size)):
+        for number in range(-(-_header_bytes(source, file.record) // block_size)):
             pieces[name, number] = []
     for request in requests:
         offset = request.start
@@ -301,16 +310,11 @@ def _plan(
     ]
 
 
-def _header_bytes(file: OpenFile) -> int:
+def _header_bytes(source: Readable, record: FileRecord) -> int:
     """Bytes that the header takes. They are not trusted: block 0, which holds the figure, is checked too."""
-    if len(file.record.blocks) < 2:
-        return file.record.size  # whatever it says, there is no other block
+    if len(record.blocks) < 2:
+        return record.size  # whatever it says, there is no other block
     prefix = bytearray(8)
-    try:
-        file.opened.read([memoryview(prefix)], 0)
-    except HoldfastError:
-        raise
-    except OSError as error:
-        raise storage_error(error, file.path, "read") from error
+    source.read(record.name, memoryview(prefix), 0)
     length = int.from_bytes(prefix, "little")
-    return min(8 + (length if length <= LENGTH_LIMIT else 0), file.record.size)
+    return min(8 + (length if length <= LENGTH_LIMIT else 0), record.size)

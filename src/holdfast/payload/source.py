@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 import os
-from typing import Protocol
+from typing import Literal, Protocol
 
 from holdfast import files
 from holdfast.payload.threads import Crew
 
 
-class Opened(Protocol):
-    """A file of a checkpoint that is being read.
+class Distant(Protocol):
+    """A file that is far away: each question takes long, and what is answered may have suffered on its way.
 
     Attributes:
         path: for messages.
-        stretch: how many bytes are best asked for in one call.
-        distant: whether a call takes long and what it gives may have suffered on its way: then as few as can be
-            are made, and a block that is not right is asked for once more.
 
     """
 
     path: str
-    stretch: int
-    distant: bool
+
+    @property
+    def distant(self) -> Literal[True]:
+        """What tells it from a `FolderFile`."""
 
     def size(self) -> int:
         """How many bytes it has."""
+
+    def fetch(self, offset: int, length: int) -> memoryview:
+        """Bytes from `offset` on, in one request; fewer where the file ends before."""
+
+    def abandon(self) -> None:
+        """Breaks off all that is waited for here; several threads may be doing so."""
+
+    def close(self) -> None:
+        """Ends the reading."""
+
+
+class FolderFile:
+    """A file in a directory."""
+
+    distant: Literal[False] = False
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = files.open_for_reading(path)
+
+    def size(self) -> int:
+        with files.translated(self.path, "look at"):
+            return os.fstat(self._fd).st_size
 
     def read(self, views: list[memoryview], offset: int) -> int:
         """Fills the views, one after the other, from byte `offset` on; gives how many bytes it were.
 
         They may be fewer than there is room for; none at all is the end of the file. The error is the system's own.
         """
+        return os.preadv(self._fd, views, offset)
+
+    def fill(self, into: memoryview, offset: int) -> int:
+        """Fills `into` from byte `offset` on; gives how many bytes there were."""
+        with files.translated(self.path, "read"):
+            return files.read_into(self._fd, into, offset)
+
+    def abandon(self) -> None:
+        """A disk is not waited for."""
 
     def close(self) -> None:
-        """Ends the reading."""
+        os.close(self._fd)
 
 
 class Source(Protocol):
@@ -62,10 +93,12 @@ class Readable(Source, Protocol):
 
     Attributes:
         crew: the threads that read blocks of it.
+        distant: whether what it gives may have suffered on its way: what is not right is asked for once more.
 
     """
 
     crew: Crew
+    distant: bool
 
     def exists(self) -> bool:
         """Whether there is a checkpoint at all, whole or not."""
@@ -79,35 +112,15 @@ class Readable(Source, Protocol):
     def small(self, file: str, limit: int, *, text: bool = False) -> bytes:
         """As above; with `text`, a zero byte is a `FormatError` too."""
 
-    def open(self, file: str) -> Opened:
+    def open(self, file: str) -> FolderFile | Distant:
         """A file, for many reads by several threads at once."""
-
-
-class FolderFile:
-    """A file in a directory."""
-
-    stretch = 1 << 20  # read and digested together, so that the digest finds the bytes in the cache
-    distant = False
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = files.open_for_reading(path)
-
-    def size(self) -> int:
-        with files.translated(self.path, "look at"):
-            return os.fstat(self.fd).st_size
-
-    def read(self, views: list[memoryview], offset: int) -> int:
-        return os.preadv(self.fd, views, offset)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class FolderSource:
     """A checkpoint in a directory."""
 
     crew: Crew = "blocks"
+    distant = False
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -130,8 +143,7 @@ class FolderSource:
     def read(self, file: str, into: memoryview, offset: int) -> int:
         opened = self.open(file)
         try:
-            with files.translated(opened.path, "read"):
-                return files.read_into(opened.fd, into, offset)
+            return opened.fill(into, offset)
         finally:
             opened.close()
 
