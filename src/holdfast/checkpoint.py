@@ -22,9 +22,10 @@ from holdfast.format import names
 from holdfast.format.manifest import CHECKPOINT_FILE, Manifest, Progress
 from holdfast.format.summary import Summary, summarize
 from holdfast.format.table import Arrays
+from holdfast.objects import urls
 from holdfast.state import adapters, capture, garbage, tree
 from holdfast.state.part import Plan, SavedPart
-from holdfast.store import catalog, places, retention
+from holdfast.store import catalog, retention, sources
 
 _T = TypeVar("_T")
 _FRAMEWORKS = adapters.ARRAYS
@@ -42,7 +43,7 @@ class Checkpoint:
     """A published, immutable snapshot. Reading it takes no lease and creates nothing.
 
     Attributes:
-        path: the directory.
+        path: the directory, or the URL.
         name: its name, such as ``000012_epoch-0005_step-00004690_20261123T083107Z``.
         sequence: its number in the run.
         progress: completed epochs, steps, and batches and samples in the current epoch.
@@ -54,7 +55,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str, reference: str | None = None, *, summary: Summary | None = None) -> None:
-        self.path = os.path.abspath(path)
+        self.path = sources.absolute(path)
         self._reference = reference
         # With a summary, as one of thousands, it is read as a whole when somebody asks for more.
         self._summary = summary
@@ -140,7 +141,7 @@ class Checkpoint:
         """Its files, as they are to be by the manifest that is known now."""
         manifest = self._manifest
         if self._held is None:
-            self._held = Content(places.source(self.path), manifest)
+            self._held = Content(sources.source_of(self.path), manifest)
         return self._held
 
     def arrays(self) -> Arrays:
@@ -248,6 +249,8 @@ class Checkpoint:
     def _moved_on(self, error: HoldfastError) -> bool:
         """Whether the reference means another checkpoint by now; if so, this one becomes that one."""
         stale = isinstance(error, StorageError) and error.errno == errno.ESTALE
+        if isinstance(error, StorageError) and urls.is_url(self.path):
+            return False  # the store or the way to it: asking more of it only takes longer
         if catalog.is_checkpoint(self.path):
             try:
                 current = Checkpoint(self.path, self._reference)
@@ -275,7 +278,7 @@ class Checkpoint:
         try:
             current = catalog.read_manifest(self.path)
         except NotFoundError:
-            if not places.source(self.path).exists():
+            if not sources.source_of(self.path).exists():
                 raise
             return [damaged(self.path, CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
         except FormatError as error:
@@ -299,11 +302,19 @@ class Checkpoint:
 
     def pin(self) -> None:
         """Keeps this checkpoint whatever the policy says. Takes no lease."""
-        retention.pin(self._run_directory(), os.path.basename(self.path))
+        self._marks().pin(self._run_directory(), os.path.basename(self.path))
 
     def unpin(self) -> None:
         """Hands this checkpoint back to the policy."""
-        retention.unpin(self._run_directory(), os.path.basename(self.path))
+        self._marks().unpin(self._run_directory(), os.path.basename(self.path))
+
+    def _marks(self) -> Any:
+        """What pins and unpins where this one lies."""
+        if not urls.is_url(self.path):
+            return retention
+        from holdfast.store import distant
+
+        return distant
 
     def _run_directory(self) -> str:
         parent, base = os.path.split(self.path)
@@ -329,6 +340,9 @@ _UNASKED = names.RESERVED_PARTS - {"state"}
 @garbage.paused()
 def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
     """A checkpoint by reference: a path, ``RUN``, ``RUN@best``, ``RUN@step=4690``, ``RUN@-2``, …
+
+    A URL may stand in the place of the path: ``s3://bucket/digits@best``. What is asked for is read from there, and
+    nothing else.
 
     Raises:
         NotFoundError: nothing there; the message lists what is.

@@ -13,15 +13,22 @@ from holdfast.cli import text
 
 Progress = Callable[[int], None]
 
-# Less than this is read before a bar could be looked at.
-_WORTH_SHOWING = 64 << 20
+# Less than this is read before a bar could be looked at: from a disk, and from far away.
+_WORTH_SHOWING, _DISTANT = 64 << 20, 4 << 20
 _LINE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def reading(label: str, total: int) -> Iterator[Progress]:
-    """Gives a function that is told how many bytes were just read (one thread at a time)."""
-    if total < _WORTH_SHOWING:
+def reading(label: str, total: int, *, distant: bool = False) -> Iterator[Progress]:
+    """Gives a function that is told how many bytes were just read (one thread at a time).
+
+    Args:
+        label: what is read.
+        total: its bytes.
+        distant: whether they come from far away.
+
+    """
+    if total < (_DISTANT if distant else _WORTH_SHOWING):
         yield lambda _: None
     elif sys.stderr.isatty():
         with _bar(label, total) as tell:

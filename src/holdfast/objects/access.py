@@ -101,6 +101,19 @@ class Objects:
             sorted(self._run(work, "list", prefix, stores.BULK_SECONDS + stores.BULK_RETRIES).items())
         )
 
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names up to the next slash, of all that have one: what lies one level below."""
+        key = self.address.key(prefix)
+
+        async def work() -> list[str]:
+            import obstore
+
+            start = len(self.address.prefix) + 1 if self.address.prefix else 0
+            listed = await obstore.list_with_delimiter_async(self._stores.quick, key or None)
+            return sorted(name[start:].rstrip("/") for name in listed["common_prefixes"])
+
+        return self._run(work, "list", prefix, stores.BULK_SECONDS + stores.BULK_RETRIES)
+
     def small(self, name: str, limit: int) -> bytes:
         """The bytes of an object; more than `limit` are a `FormatError`, none there a `NotFoundError`."""
 
