@@ -15,6 +15,7 @@ import pytest
 KINDS = {
     "kills": "places in the write protocol, the take-over and the deletion where the process was killed",
     "errors": "system calls of the same that failed, fell short or were interrupted",
+    "requests": "requests to an object store that failed, or after which the process was killed",
     "power": "contents of a disk that a power loss could leave",
     "bits": "single bits flipped",
     "harms": "other harms to a checkpoint's files (cut, longer, gone, swapped, foreign, zeroed)",

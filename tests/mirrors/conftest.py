@@ -25,6 +25,7 @@ def memory():
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What the logger said."""
+
     monkeypatch.setattr(logging.getLogger("holdfast"), "propagate", True)
     caplog.set_level(logging.INFO, "holdfast")
     return caplog
@@ -39,7 +40,14 @@ def zygote():
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, *([before] if before else [])])
     try:
         zygote = Zygote(
-            "holdfast", "numpy", "holdfast.run", "holdfast.payload.writer", "holdfast.payload.reader"
+            *("holdfast", "numpy", "holdfast.run", "holdfast.payload.writer", "holdfast.payload.reader"),
+            *(
+                "holdfast.mirrors.bucket",
+                "holdfast.objects.upload",
+                "obstore.store",
+                "obstore.auth.boto3",
+                "asyncio",
+            ),
         )
     finally:
         del os.environ["PYTHONPATH"]

@@ -209,6 +209,26 @@ def test_damage_in_one_mirror_is_made_good_by_another(run, arch, tmp_path):
     assert train(run, 0, [arch]) == 2
 
 
+def test_lost_after_a_rewind(run, arch):
+    """A run that is lost after a rewind, before it went on, comes back at what it was rewound to."""
+    keep = Keep(last=5)
+    train(run, 3, [arch], keep=keep)
+    rewinding.rewind(run, f"{run}@step=2", wait=0)
+    train(run, 0, [arch], keep=keep)
+    shutil.rmtree(run)
+    assert train(run, 0, [arch], keep=keep) == 2
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "checkpoint.json"])
+def test_nothing_whole_in_the_mirror_by_its_looks(run, arch, file):
+    """A lost run whose mirror has only a checkpoint that was cut short does not begin anew."""
+    train(run, 1, [arch])
+    os.truncate(os.path.join(arch, names(arch)[0], file), 300)
+    shutil.rmtree(run)
+    with pytest.raises(DamagedError):
+        train(run, 1, [arch])
+
+
 def test_nothing_whole_in_the_mirror(run, arch):
     """A lost run whose mirror has nothing whole does not begin anew."""
     train(run, 1, [arch])

@@ -23,6 +23,7 @@ from holdfast.format.summary import Reader
 from holdfast.mirrors.place import Part
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
+from holdfast.objects.upload import Upload
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
@@ -106,9 +107,7 @@ class BucketTarget:
     def part(self, file: str, size: int) -> Part:
         if file == CHECKPOINT_FILE:
             return _Held(size, self._done)
-        from holdfast.objects.upload import upload
-
-        return upload(self._objects, file, size, self._digests[file])
+        return Upload(self._objects, file, size, self._digests[file])
 
     def finish(self) -> None:
         """Each file was durable when it was finished."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from holdfast import files, storage
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError
@@ -52,8 +52,11 @@ def look(
     for state in states:
         url = state.place.url
         try:
-            state.found = state.place.book()
-            entries = state.place.entries() if state.found is not None else []
+            with state.place.steady():
+                state.found = state.place.book()
+                entries = state.place.entries() if state.found is not None else []
+                if state.found is not None:
+                    state.saw(entries, read=False)
         except (StorageError, DamagedError) as error:
             if empty:
                 raise type(error)(
@@ -68,7 +71,6 @@ def look(
             if adopted is None and empty and (own is None or (entries and state.found.id != own.id)):
                 adopted = state.found
             state.reached = True
-            state.saw(entries, read=False)
     mine = adopted or own
     for state in states:
         if state.found is not None and mine is not None and state.found.id != mine.id:
@@ -103,6 +105,13 @@ def _newer(state: State, entries: Sequence[Entry], highest: int) -> list[tuple[R
         return [(e.record(), e.summary.created if e.summary else "") for e in entries if e.sequence > highest]
 
 
+def _damaged(listings: Iterable[Sequence[Entry]]) -> list[HoldfastError]:
+    """What is the matter with checkpoints that mirrors hold, the newest first."""
+    entries = [entry for entries in listings for entry in entries if not entry.abandoned]
+    entries.sort(key=lambda entry: entry.sequence, reverse=True)
+    return [entry.problem for entry in entries if isinstance(entry.problem, DamagedError)]
+
+
 def catch_up(
     run: str,
     writing: str,
@@ -135,12 +144,11 @@ def catch_up(
     abandoned = catalog.marks(run, catalog.ABANDONED)
     # By their names: a list may have thousands, and only newer ones are read.
     highest_here = max((entry.sequence for entry in local), default=0)
-    offered = plan.offers(
-        highest_here,
-        abandoned,
-        rewound,
-        {number: _newer(states[number], entries, highest_here) for number, entries in there.items()},
-    )
+    newer = {number: _newer(states[number], entries, highest_here) for number, entries in there.items()}
+    offered = plan.offers(highest_here, abandoned, rewound, newer)
+    if not local and not offered:
+        # Lost since it was rewound: what it was rewound to is older than that, and all that there is.
+        offered = plan.offers(highest_here, abandoned, None, newer)
     fetched: list[str] = []
     failures: list[HoldfastError] = []
     best = best_of(keep, [offer.record for offer in offered]) if not local else None
@@ -159,8 +167,10 @@ def catch_up(
         fetched.append(offer.record.name)
         if offer not in first or offer is offered[0]:
             break
-    if not local and failures and not fetched:
-        raise failures[0]
+    if not local and not fetched:
+        failures += _damaged(there.values())
+        if failures:
+            raise failures[0]
     if fetched:
         _tell(run, local, offered, fetched[-1], states)
     return fetched

@@ -18,7 +18,10 @@ from holdfast.objects.waiting import Request
 
 DIGEST = "holdfastdigest"
 """Under this name an object says what its writer knew of its content. No hyphen: Azure takes none."""
-_ENOUGH = 1.25
+_SMALL = 1 << 20
+_QUICK = (stores.QUICK_SECONDS + stores.QUICK_RETRIES) * 1.25
+BULK = stores.BULK_SECONDS + stores.BULK_RETRIES
+"""Seconds after which whatever is large has succeeded or failed, all attempts together."""
 _T = TypeVar("_T")
 Check = Callable[[], object]
 
@@ -97,9 +100,7 @@ class Objects:
                     break
             return found
 
-        return dict(
-            sorted(self._run(work, "list", prefix, stores.BULK_SECONDS + stores.BULK_RETRIES).items())
-        )
+        return dict(sorted(self._run(work, "list", prefix, BULK).items()))
 
     def folders(self, prefix: str = "") -> list[str]:
         """The names up to the next slash, of all that have one: what lies one level below."""
@@ -112,7 +113,7 @@ class Objects:
             listed = await obstore.list_with_delimiter_async(self._stores.quick, key or None)
             return sorted(name[start:].rstrip("/") for name in listed["common_prefixes"])
 
-        return self._run(work, "list", prefix, stores.BULK_SECONDS + stores.BULK_RETRIES)
+        return self._run(work, "list", prefix, BULK)
 
     def small(self, name: str, limit: int) -> bytes:
         """The bytes of an object; more than `limit` are a `FormatError`, none there a `NotFoundError`."""
@@ -160,7 +161,7 @@ class Objects:
                 raise
             return memoryview(data)
 
-        return self._begin(work, "read", name, stores.BULK_SECONDS + stores.BULK_RETRIES).wait()
+        return self._run(work, "read", name, BULK)
 
     def size(self, name: str) -> int:
         """The bytes that an object has; `NotFoundError` where there is none."""
@@ -183,11 +184,11 @@ class Objects:
     # -- changing ----------------------------------------------------------------------------------
 
     def put(self, name: str, data: bytes, *, create: bool = False, digest: str | None = None) -> bool:
-        """Writes a small object.
+        """Writes an object in one request.
 
         Args:
             name: which.
-            data: its bytes.
+            data: its bytes, which fit into memory twice.
             create: only where there is none. A store that cannot do that is looked at first.
             digest: what it is to say of its content.
 
@@ -231,12 +232,14 @@ class Objects:
         return True
 
     def _put(self, name: str, data: bytes, digest: str | None, mode: Any) -> None:
+        small = len(data) <= _SMALL
+
         async def work() -> None:
             import obstore
 
             attributes = {DIGEST: digest} if digest is not None else None
             await obstore.put_async(
-                self._stores.quick,
+                self._stores.quick if small else self._stores.bulk,
                 self.address.key(name),
                 data,
                 mode=mode,
@@ -244,7 +247,7 @@ class Objects:
                 use_multipart=False,
             )
 
-        self._run(work, "write", name)
+        self._begin(work, "write", name, _QUICK if small else BULK).wait()
 
     def delete(self, names: Collection[str]) -> None:
         """Deletes objects, in no order; one that is not there is no error."""
@@ -274,7 +277,7 @@ class Objects:
         work: Callable[[], Awaitable[_T]],
         operation: str,
         name: str,
-        seconds: float = (stores.QUICK_SECONDS + stores.QUICK_RETRIES) * _ENOUGH,
+        seconds: float = _QUICK,
     ) -> _T:
         return self._begin(work, operation, name, seconds).wait()
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from holdfast.errors import UsageError
-from holdfast.objects import stores
-from holdfast.objects.access import DIGEST, Objects
+from holdfast.objects.access import BULK, DIGEST, Objects
 
 PART_SIZE = 16 << 20
 MOST_PARTS = 10_000
@@ -20,13 +19,10 @@ def part_size(size: int) -> int:
     return max(PART_SIZE, math.ceil(size / MOST_PARTS / (1 << 20)) << 20)
 
 
-def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload:
-    """A file on its way, by the means that the kind of store has for it."""
-    return Upload(objects, name, size, digest)
-
-
 class Upload:
     """An object that appears, whole, when it is finished, and not at all before.
+
+    One that fits into a part is sent in one request, by `finish`.
 
     Args:
         objects: where.
@@ -39,6 +35,7 @@ class Upload:
     def __init__(self, objects: Objects, name: str, size: int, digest: str | None = None) -> None:
         self._objects, self._name, self._size = objects, name, size
         self._digest = digest
+        self._small: bytearray | None = bytearray() if size <= PART_SIZE else None
         self._writer: Any = None
         self._done = 0
 
@@ -59,23 +56,32 @@ class Upload:
                 f"{self._objects.url}/{self._name} is written in order: expected byte {self._done}, found {offset}."
             )
 
-        async def work() -> None:
-            await self._open().write(data)
-
-        self._objects._begin(work, "write", self._name, _SECONDS).wait()
         self._done += len(data)
+        if self._small is not None:
+            self._small += data
+            return
+        # The library goes on reading what it was given after it has said that it took it (tried): so a copy.
+        kept = bytes(data)
+
+        async def work() -> None:
+            await self._open().write(kept)
+
+        self._objects._begin(work, "write", self._name, BULK).wait()
 
     def finish(self) -> None:
         """Returns when the object is there."""
-
-        async def work() -> None:
-            await self._open().close()
-
         if self._done != self._size:
             raise UsageError(
                 f"{self._objects.url}/{self._name} is not complete: expected {self._size} bytes, found {self._done}."
             )
-        self._objects._begin(work, "write", self._name, _SECONDS).wait()
+        if self._small is not None:
+            self._objects.put(self._name, bytes(self._small), digest=self._digest)
+            return
+
+        async def work() -> None:
+            await self._open().close()
+
+        self._objects._begin(work, "write", self._name, BULK).wait()
         self._writer = None
 
     def close(self) -> None:
@@ -94,6 +100,3 @@ class Upload:
                 max_concurrency=AT_ONCE,
             )
         return self._writer
-
-
-_SECONDS = stores.BULK_SECONDS + stores.BULK_RETRIES
