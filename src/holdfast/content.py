@@ -69,17 +69,19 @@ class Content:
         listed = self.manifest.files[name]
         with self._expecting(name):
             data = self.source.small(name, min(limit, listed.size), text=text)
+            if self.source.distant and sealed.digest(data) != listed.digest:  # the way may be at fault
+                data = self.source.small(name, min(limit, listed.size), text=text)
         self._compare(name, len(data), sealed.digest(data))
         return data
 
     def check_small(self, name: str) -> None:
         """Reads a file piece by piece, so that its size costs no memory."""
-        import xxhash
-
-        digest = xxhash.xxh3_128()
+        listed = self.manifest.files[name]
         with self._expecting(name):
-            size = _digest_file(self.source, name, self.manifest.files[name].size, digest)
-        self._compare(name, size, digest.hexdigest())
+            size, digest = _digest_file(self.source, name, listed.size)
+            if self.source.distant and digest != listed.digest:
+                size, digest = _digest_file(self.source, name, listed.size)
+        self._compare(name, size, digest)
 
     @contextlib.contextmanager
     def _expecting(self, name: str) -> Iterator[None]:
@@ -155,8 +157,8 @@ class Content:
         """Reads every byte of every file but `checkpoint.json`; gives all damage."""
         problems: list[HoldfastError] = []
         for name in self.manifest.files:
-            if name.endswith(".safetensors"):
-                continue
+            if name.endswith(".safetensors") or (name == ARRAYS_FILE and self._arrays is None):
+                continue  # the latter is read below
             try:
                 self.check_small(name)
             except HoldfastError as error:
@@ -222,11 +224,15 @@ def _digest_of(record: PayloadRecord) -> str:
     return sealed.digest(b"".join(bytes.fromhex(block) for block in record.blocks))
 
 
-def _digest_file(source: Readable, file: str, size: int, digest: Any) -> int:
-    """Updates `digest` with a file's bytes, and gives how many; stops after `size` of them and one more."""
+def _digest_file(source: Readable, file: str, size: int) -> tuple[int, str]:
+    """How many bytes a file has, and their digest; stops after `size` of them and one more."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(size + 1, 1 << 20)))
-    done = 0
-    while done <= size and (count := source.read(file, buffer, done)):
+    done, count = 0, len(buffer)
+    while done <= size and count == len(buffer):
+        count = source.read(file, buffer, done)
         digest.update(buffer[:count])
         done += count
-    return done
+    return done, digest.hexdigest()

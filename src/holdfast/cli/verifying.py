@@ -151,7 +151,7 @@ def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
     if entry.summary is None:
         return problems
     try:
-        return problems + Checkpoint(entry.path).verify(progress)
+        return problems + Checkpoint(entry.path, summary=entry.summary).verify(progress)
     except HoldfastError as error:
         return [*problems, error]
 
