@@ -23,6 +23,7 @@ from benchmarks import (
     loading,
     looping,
     machine,
+    mirrors,
     page,
     partial,
     runs,
@@ -51,6 +52,7 @@ TOPICS: dict[str, Callable[[Bench], Iterator[Topic]]] = {
     "ls": runs.listing,
     "resume": runs.resuming,
     "scaling": scaling.topics,
+    "mirrors": mirrors.topics,
 }
 
 

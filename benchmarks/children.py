@@ -15,7 +15,18 @@ from typing import Any
 
 # A peer that hangs must not hold up all the others.
 _PATIENCE = 600
-_PRELOADED = ["saving", "loading", "arrays", "stalling", "looping", "footprint", "runs", "partial", "scaling"]
+_PRELOADED = [
+    "saving",
+    "loading",
+    "arrays",
+    "stalling",
+    "looping",
+    "footprint",
+    "runs",
+    "partial",
+    "scaling",
+    "mirrors",
+]
 
 
 @dataclass(frozen=True, slots=True)

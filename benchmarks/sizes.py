@@ -20,6 +20,7 @@ class Size:
         saves: in the run whose memory is watched.
         growth_width: of the network of that run.
         scales: bytes of the states of which the speed is drawn.
+        copied: bytes of the checkpoint that is copied to another place.
 
     """
 
@@ -38,6 +39,7 @@ class Size:
     saves: int
     growth_width: int
     scales: tuple[int, ...]
+    copied: int
 
     def for_loop(self) -> Size:
         """Half the layers: the largest state whose step takes about a third of a second on two cores."""
@@ -64,6 +66,7 @@ FULL = Size(
     saves=200,
     growth_width=256,
     scales=tuple(n * _MIB for n in (1, 4, 16, 64, 256, 1024, 4096, 8192)),
+    copied=1024 * _MIB,
 )
 QUICK = Size(
     layers=2,
@@ -81,4 +84,5 @@ QUICK = Size(
     saves=3,
     growth_width=32,
     scales=(1 * _MIB, 4 * _MIB),
+    copied=4 * _MIB,
 )

@@ -1,9 +1,10 @@
 #!/bin/sh
 # The tools that some tests make small file systems with, and Slurm. They are installed where this user may
-# do so; elsewhere the tests that need them say that they were skipped.
+# do so; elsewhere the tests that need them say that they were skipped. Servers of object stores are fetched.
 set -u
+"$(dirname "$0")/mirrors/servers/fetch.sh"
 missing=""
-for pair in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux mount:mount \
+for pair in mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux mount:mount strace:strace \
     slurmctld:slurm-wlm munged:munge; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair#*:}"
 done

@@ -16,6 +16,7 @@ from holdfast.format.manifest import CONFIG_LIMIT, NOTE_LIMIT, Manifest, Progres
 from holdfast.state import adapters, capture, environment, garbage, tree
 from holdfast.state.known import Known
 from holdfast.state.part import PartState
+from holdfast.storage import NO_ROOM, Room
 from holdfast.store import book, catalog, scratch, sources
 from holdfast.store.publish import Draft, replace
 
@@ -125,11 +126,12 @@ def draft_of(
     extra: Mapping[str, bytes] | None = None,
     behind: Behind | None = None,
     known: Known | None = None,
+    room: Room = NO_ROOM,
 ) -> Draft:
     parts = {part: (state.kind, state.skeleton, state.arrays) for part, state in states.items()}
     planned = _plan(states, behind, known)
     confirm = behind.confirm if behind is not None else None
-    return Draft(parent, name, parts, planned, staging=staging, extra=extra, confirm=confirm)
+    return Draft(parent, name, parts, planned, staging=staging, extra=extra, confirm=confirm, room=room)
 
 
 def _plan(states: Mapping[str, PartState], behind: Behind | None, known: Known | None) -> Layout:

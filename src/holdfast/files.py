@@ -348,6 +348,16 @@ def read_lines(path: Path, limit: int, longest: int) -> Iterator[bytes]:
             skipping = not ended
 
 
+def bytes_on_disk(directory: Path) -> int:
+    """What the files of a directory take there; holes take nothing. What cannot be looked at is left out."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+    return total
+
+
 def open_for_reading(path: Path) -> int:
     """A descriptor of a regular file; a link, a pipe or a directory is a `FormatError`."""
     try:
@@ -463,10 +473,12 @@ class PartialFile:
     """A file of known size that an earlier process may have begun: what is there is read, and checked, first.
 
     A file whose sync failed is deleted: what a second look finds in memory may never have reached the disk.
+    `direct` asks for O_DIRECT, for what is written from memory and to places that are aligned.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, *, direct: bool = False) -> None:
         self.path, self.size = os.fspath(path), size
+        self._direct = -1
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         with translated(path, "create"):
             self._fd = system.open(path, flags)
@@ -475,6 +487,9 @@ class PartialFile:
                 raise OSError(errno.EINVAL, "it is no regular file")
             self.begun = os.fstat(self._fd).st_size
             """Bytes that were there."""
+            if direct:
+                with contextlib.suppress(OSError):
+                    self._direct = system.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)
 
     def read(self, into: memoryview, offset: int) -> bool:
         """Fills `into` with what is there; False where the file ends before."""
@@ -485,9 +500,22 @@ class PartialFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         with translated(self.path, "write"):
-            done = 0
+            done = self._write_direct(data, offset) if self._direct >= 0 else 0
             while done < len(data):
                 done += _moved(system.pwrite(self._fd, data[done:], offset + done))
+
+    def _write_direct(self, data: memoryview, offset: int) -> int:
+        """Writes as much as goes around the page cache; gives how much that was."""
+        end = len(data) - len(data) % DIRECT_ALIGNMENT
+        done = 0
+        while done < end and not (offset + done) % DIRECT_ALIGNMENT:
+            try:
+                done += _moved(system.pwrite(self._direct, data[done:end], offset + done))
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                break  # the memory is not aligned
+        return done
 
     def finish(self) -> None:
         """Cuts off what is too much and makes the data durable."""
@@ -501,6 +529,9 @@ class PartialFile:
             raise
 
     def close(self) -> None:
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

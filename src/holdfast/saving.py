@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from holdfast.drafting import draft_of
-from holdfast.errors import CheckpointError, HoldfastError, LeaseError, StorageError
+from holdfast.errors import CheckpointError, HoldfastError, LeaseError
 from holdfast.format import card
 from holdfast.format.manifest import Manifest
 from holdfast.format.names import parse_checkpoint_name
@@ -23,6 +22,7 @@ from holdfast.policy.keep import Keep
 from holdfast.session import Session
 from holdfast.state.known import Known
 from holdfast.state.part import PartState
+from holdfast.storage import Room
 from holdfast.store import book, catalog, retention
 from holdfast.store.entry import Entry
 from holdfast.store.publish import Draft, publish
@@ -58,6 +58,9 @@ class Saver:
         """The run's mirrors, which some deletions wait for."""
         self._held: list[str] = []
         """Checkpoints that retention would delete and a mirror waits for, the oldest first."""
+        self._room = Room(self._spare)
+        self._spared: list[str] = []
+        """Those of them that were deleted for want of room, until the session knows of it."""
         self._last: Manifest | None = None
         """What was published last."""
         self._warned_unchanged: set[str] = set()
@@ -98,6 +101,7 @@ class Saver:
         except BaseException as error:
             self._flight = None
             session.remove({flight.entry.folder})
+            self._note_spared()
             if not isinstance(error, TornCopyError) or self.torn is None:
                 raise
             self.torn(flight.entry.folder, error)
@@ -106,6 +110,7 @@ class Saver:
         self.last_publish = time.monotonic()
         session.touch(None if flight.remarked else flight.entry)  # a NaN may have been found in it
         session.remove(set(flight.deleted))
+        self._note_spared()
         if self.landed is not None:
             self.landed(flight.durable)
 
@@ -141,7 +146,7 @@ class Saver:
         session = self._session
         session.lease.check()
         with session.telling_loss():
-            draft = self._make_room(
+            draft = self._room.write(
                 lambda: draft_of(
                     session.writing,
                     manifest.name,
@@ -150,8 +155,10 @@ class Saver:
                     extra=extra,
                     behind=behind,
                     known=self._known,
+                    room=self._room,
                 )
             )
+            self._note_spared()
             draft.begin()
             draft.wait_early()
         held = time.monotonic() - started
@@ -182,20 +189,26 @@ class Saver:
                 self._flight = flight
             raise
 
-    def _make_room(self, begin: Callable[[], Draft]) -> Draft:
-        """Begins a draft; where there is no room, without what mirrors hold back, the oldest first."""
-        while True:
-            try:
-                return begin()
-            except StorageError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._held:
-                    raise
-                name, *self._held = self._held
-                logger.warning(
-                    "There is no room for the next checkpoint: %s is deleted, although a mirror does not have it yet.",
-                    name,
-                )
-                self._delete([(name, "no room; a mirror was waiting for it")])
+    def _spare(self) -> bool:
+        """Deletes the oldest checkpoint that a mirror holds back, for want of room; False where there is none.
+
+        Called by whichever thread meets the full disk, one at a time.
+        """
+        while self._held:
+            name, *self._held = self._held
+            logger.warning(
+                "There is no room for the next checkpoint: %s is deleted, although a mirror does not have it yet.",
+                name,
+            )
+            if self._remove(name, "no room; a mirror was waiting for it"):
+                self._spared.append(name)
+                return True
+        return False
+
+    def _note_spared(self) -> None:
+        """Takes those out of the session that were deleted for want of room; the training thread alone does that."""
+        spared, self._spared = self._spared, []
+        self._session.remove(set(spared))
 
     def delete_held(self) -> None:
         """Deletes what was held back for mirrors that have caught up since."""
@@ -213,11 +226,14 @@ class Saver:
         )
 
     def _delete(self, doomed: Iterable[tuple[str, str]]) -> None:
+        self._session.remove({name for name, reason in doomed if self._remove(name, reason)})
+
+    def _remove(self, name: str, reason: str) -> bool:
         session = self._session
-        for name, reason in doomed:
-            if retention.delete(session.path, name, session.writing):
-                session.remove({name})
-                book.note_event(session.path, "delete", name=name, reason=reason)
+        if not retention.delete(session.path, name, session.writing):
+            return False
+        book.note_event(session.path, "delete", name=name, reason=reason)
+        return True
 
     def _staging_for(self, states: Mapping[str, PartState]) -> int:
         from holdfast.payload import staging
@@ -264,7 +280,7 @@ class Saver:
                 **({"overlapped": True} if draft.overlapped else {}),
                 **({"nan": manifest.nan[:10]} if manifest.nan else {}),
             )
-            self._retain(flight, [*before, entry])
+            self._retain(flight, [one for one in (*before, entry) if one.folder not in self._spared])
         except LeaseError:
             raise
         except HoldfastError as error:

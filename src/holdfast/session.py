@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from holdfast.payload.threads import Ticket
 
 # What may lie in a directory that becomes a run: debris of a launch that died before run.json.
-_OWN = ("lease-", ".writing-")
+_OWN = ("lease-", ".writing-", ".fetching-")
 # And what was written there when its first job was submitted.
 _OWN_NAMES = (catalog.SUBMITTED,)
 _FEW = 100  # manifests, read in an instant
@@ -85,6 +85,7 @@ class Session:
                 _refuse_foreign(path)
             adopted = identify(lease, own) if identify is not None else None
             session.book = adopted or own or session.book
+            session.last_sequence = session.book.used
             if own is None or adopted is not None:
                 session.write_book()
             session.entries = catalog.scan(path)

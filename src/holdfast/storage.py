@@ -1,14 +1,19 @@
-"""What kind of storage a path lies on, and how much room it has. Looks only; changes nothing."""
+"""What kind of storage a path lies on, and how much room it has. Looks only; changes nothing by itself."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from holdfast import files
 from holdfast.errors import StorageError, UsageError
 from holdfast.files import Path
+
+_T = TypeVar("_T")
 
 
 def free_bytes(path: Path) -> int:
@@ -32,6 +37,62 @@ def check_space(path: Path, needed: int) -> None:
             needed=needed,
             free=free,
         )
+
+
+def check_room(path: str, needed: int, verb: str) -> None:
+    """Speaks before checkpoints are copied that cannot fit in a directory, which may still have to be made."""
+    existing = os.path.abspath(path)
+    while not os.path.isdir(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    free = free_bytes(existing)
+    if free < needed:
+        raise StorageError(
+            f"There is no room in {path} for the checkpoints to {verb}: they need {needed:,} bytes and {free:,} are free. "
+            f"Nothing was copied. Next: free some there, or {verb} fewer (--only newest, --only best).",
+            errno=errno.ENOSPC,
+            path=path,
+            operation="write",
+            needed=needed,
+            free=free,
+        )
+
+
+class Room:
+    """Room that can be made on a full disk, in the middle of a write, by deleting what can be spared. Thread-safe.
+
+    Args:
+        spare: deletes something; False where nothing is left to be spared.
+
+    """
+
+    def __init__(self, spare: Callable[[], bool]) -> None:
+        self._spare = spare
+        self._lock = threading.Lock()
+        self._made = 0
+
+    def write(self, act: Callable[[], _T]) -> _T:
+        """What `act` gives; where the disk is full it is done again with more room, as long as there is some to make.
+
+        Raises:
+            StorageError: that of the last attempt.
+
+        """
+        while True:
+            before = self._made
+            try:
+                return act()
+            except StorageError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                with self._lock:
+                    if self._made == before:  # else another thread has made room meanwhile
+                        if not self._spare():
+                            raise
+                        self._made += 1
+
+
+NO_ROOM = Room(lambda: False)
+"""Nothing can be spared."""
 
 
 def out_of_files(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -14,7 +15,7 @@ from holdfast.errors import HoldfastError, Preempted, StorageError, UsageError
 from holdfast.format.manifest import Goal, Progress
 from holdfast.journal import Journal
 from holdfast.log import logger
-from holdfast.mirrors import fetching, mirroring
+from holdfast.mirrors import arrivals, fetching, mirroring
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.mirroring import Mirroring
 from holdfast.overlap import Overlap, TornCopyError
@@ -205,10 +206,20 @@ class Training:
             session = Session.open(
                 self.options.path, wait=self.options.wait, say=logger.warning, identify=identify
             )
+            if self.mirroring is None and not session.entries:
+                self._refuse_unfinished(session)
             self.session = session
             if self.mirroring is not None:
-                session.last_sequence = self.mirroring.highest
+                session.last_sequence = max(session.last_sequence, self.mirroring.highest)
         return self.session
+
+    def _refuse_unfinished(self, session: Session) -> None:
+        try:
+            arrivals.refuse_unfinished(session.path)
+        except UsageError:
+            with contextlib.suppress(StorageError):
+                session.close()
+            raise
 
     def _look_at_mirrors(self, lease: Lease, own: RunBook | None) -> RunBook | None:
         options = self.options

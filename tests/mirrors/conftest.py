@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import pytest
+from servers.fixtures import _stop_servers, alone, ceph_store, moto_store, proxied, store  # noqa: F401
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CRASH = os.path.join(os.path.dirname(HERE), "crash")

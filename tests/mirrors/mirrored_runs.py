@@ -5,10 +5,13 @@ import random
 import shutil
 
 import numpy as np
+import pytest
 
 import holdfast
 from holdfast import Every, Keep
 from holdfast.format.names import parse_checkpoint_name
+from holdfast.pulling import Pull
+from holdfast.pushing import Push
 from holdfast.store import catalog
 
 LAST = Keep(last=2)
@@ -169,4 +172,63 @@ class Damaged(Further):
         assert not [name for name in os.listdir(self.run) if name.startswith(".writing")]
 
 
-CASES = {kind.__name__: kind for kind in (Copy, Further, Lost, Behind, Damaged)}
+class Pushed(Copy):
+    """A push by hand, of one checkpoint that is there and two that are not."""
+
+    SEEN = [[1], [1, 3], [1, 2, 3]]
+    END = [1, 2, 3]
+
+    def prepare(self):
+        train(self.run, 1, keep=Keep(last=None))
+        Push(self.run, self.arch).go()
+        train(self.run, 3, keep=Keep(last=None))
+
+    def act(self):
+        Push(self.run, self.arch).go(jobs=1)
+
+    def check(self):
+        found = steps(self.arch)
+        assert found in self.SEEN, f"the place holds {found}"
+        again = Push(self.run, self.arch)
+        again.go()
+        assert {item.status for item in again.items} <= {"copied", "there"}
+        assert steps(self.arch) == steps(self.run) == self.END
+        assert sorted(set(os.listdir(self.arch)) - set(names(self.arch))) == ["run.json"]
+        assert not [name for name in os.listdir(self.run) if name.startswith((".writing", ".fetching"))]
+
+
+class Pulled(Pushed):
+    """A pull into a new run: what a training resumes from comes first, and nothing is begun beside it before."""
+
+    SEEN = [[], [3], [2, 3]]
+    END = [2, 3]
+    where = "run"
+
+    def prepare(self):
+        train(self.run, 3)
+        os.rename(self.run, self.arch)
+
+    def act(self):
+        Pull(self.arch, self.run).go(jobs=1)
+
+    def check(self):
+        found = steps(self.run)
+        assert found in self.SEEN, f"the run holds {found}"
+        if found:
+            assert train(self.run, 0) == 3
+        elif catalog.is_run(self.run):
+            with pytest.raises(holdfast.UsageError, match="holdfast pull"):
+                train(self.run, 0)
+        Pull(self.arch, self.run).go()
+        assert steps(self.run) == self.END
+        assert train(self.run, 0) == 3
+        left = set(os.listdir(self.run)) - set(names(self.run))
+        assert {name.rstrip("0123456789") for name in left} == {
+            "history.jsonl",
+            "latest",
+            "lease-",
+            "run.json",
+        }
+
+
+CASES = {kind.__name__: kind for kind in (Copy, Further, Lost, Behind, Damaged, Pushed, Pulled)}

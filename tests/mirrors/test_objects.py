@@ -15,7 +15,8 @@ from holdfast import NotFoundError, StorageError, UsageError
 from holdfast.errors import FormatError
 from holdfast.objects import stores, urls
 from holdfast.objects.access import Facts, Objects
-from holdfast.objects.upload import MOST_PARTS, PART_SIZE, Upload, part_size
+from holdfast.objects.parts import MOST_PARTS, PART_SIZE, part_size
+from holdfast.objects.upload import Upload
 
 SECRETS = ("planted+secret/key", "PASSWORD", "TOKEN")
 

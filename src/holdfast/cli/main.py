@@ -24,6 +24,8 @@ COMMANDS = {
     "pin": ("pinning", "Keep a checkpoint whatever the policy says."),
     "unpin": ("pinning", "Hand a pinned checkpoint back to the policy."),
     "rewind": ("rewinding", "Let a run continue from an older checkpoint."),
+    "push": ("carrying", "Copy a run's checkpoints to another place."),
+    "pull": ("carrying", "Take a run's checkpoints from another place."),
     "import": ("exchanging", "Turn a checkpoint of another format into one of a run."),
     "export": ("exchanging", "Write a checkpoint in another format."),
     "submit": ("submitting", "Submit a training to Slurm, as jobs that continue one another."),

@@ -17,6 +17,7 @@ from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import NotFoundError, StorageError, UsageError
 from holdfast.log import logger
+from holdfast.mirrors import arrivals
 from holdfast.policy.keep import Keep, Verdict
 from holdfast.session import Session
 from holdfast.store import book, catalog, retention, sources
@@ -110,7 +111,9 @@ def debris_in(run: str, entries: Sequence[Entry]) -> list[str]:
     found = [
         os.path.join(run, name)
         for name in listing
-        if name.startswith(doctor.TEST_FILE) or (0 < writing_number(name) != active)
+        if name.startswith(doctor.TEST_FILE)
+        or (0 < writing_number(name) != active)
+        or (0 < arrivals.number(name) != active)
     ]
     for kind in (PINS, ABANDONED):
         found += [os.path.join(run, kind, name) for name in sorted(catalog.marks(run, kind) - names)]

@@ -8,6 +8,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
+from holdfast.figures import seconds, size
+
+__all__ = [
+    "GAP", "age", "array_name", "clean", "line_of", "on_terminal", "plural", "seconds", "shorten", "shorten_middle",
+    "size", "table", "width", "widths",
+]  # fmt: skip
+
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -35,28 +42,9 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def size(count: float) -> str:
-    """Bytes in three digits: ``130 kB``, ``1.54 GB``."""
-    value = float(count)
-    if value < 1000:
-        return f"{value:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.5 or unit == "TB":
-            break
-    return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
-
-
 def plural(count: int, word: str, many: str = "") -> str:
     """``1 array``, ``9 arrays``."""
     return f"{count:,} {word if count == 1 else many or f'{word}s'}"
-
-
-def seconds(value: float) -> str:
-    """A duration: ``0.014 s``, ``90 s``, ``12 min``."""
-    if value < 100:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
 
 
 def age(when: datetime.datetime, now: datetime.datetime) -> str:

@@ -21,9 +21,9 @@ from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
 from holdfast.mirrors.place import Part
+from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
-from holdfast.objects.upload import Upload
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
@@ -107,7 +107,7 @@ class BucketTarget:
     def part(self, file: str, size: int) -> Part:
         if file == CHECKPOINT_FILE:
             return _Held(size, self._done)
-        return Upload(self._objects, file, size, self._digests[file])
+        return uploading.upload(self._objects, file, size, self._digests[file])
 
     def finish(self) -> None:
         """Each file was durable when it was finished."""
@@ -159,6 +159,8 @@ class Bucket:
         self._known: dict[str, tuple[_Sizes, Entry]] = {}
         self._held: dict[str, bytes] = {}
         """Manifests of what is to be published, and of what was and has not been looked at yet."""
+        self._begun: set[str] | None = None
+        """Names that may have parts there of files that were not finished; None: any may."""
 
     @property
     def _objects(self) -> Objects:
@@ -254,16 +256,25 @@ class Bucket:
         def done(data: bytes) -> None:
             self._held[name] = data
 
+        self._begun = {*(self._begun or ()), name}
         return BucketTarget(self._objects.below(name), self._last_seen().files.get(name, {}), done)
 
     def unfinished(self) -> Sequence[str]:
-        return [name for name, files in self._last_seen().files.items() if CHECKPOINT_FILE not in files]
+        begun = [name for name, files in self._last_seen().files.items() if CHECKPOINT_FILE not in files]
+        if self._begun is None or self._begun:  # by whoever wrote here before, or by a copy that failed
+            # Of a file that was not finished there are only parts, which no list of objects has.
+            folders = {file.partition("/")[0] for file in uploading.begun(self._objects)}
+            begun += sorted(name for name in folders.difference(begun) if naming.parse_checkpoint_name(name))
+            self._begun = self._begun or set()
+        return begun
 
     def forget(self, name: str) -> None:
         self._held.pop(name, None)
         there = self._objects.names(name)
         if f"{name}/{CHECKPOINT_FILE}" not in there:  # else somebody has published it
             self._objects.delete(list(there))
+        uploading.forget(self._objects, name)
+        self._begun = (self._begun or set()) - {name}
 
     def publish(self, name: str) -> None:
         self._known.pop(name, None)
@@ -277,6 +288,7 @@ class Bucket:
                 operation="publish",
             )
         self._held[name] = data
+        self._begun = (self._begun or set()) - {name}
 
     def delete(self, name: str) -> bool:
         with contextlib.suppress(NotFoundError):

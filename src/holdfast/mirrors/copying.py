@@ -1,12 +1,14 @@
 """One checkpoint from where it is to where it shall be: block by block, each checked on its way.
 
 What is damaged is never spread: a block that is not what its digest says is taken from another source, or
-the copy ends. Memory: one block.
+the copy ends. Memory: one block for each thread of the crew.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,11 +22,14 @@ from holdfast.format.manifest import (
     decode_manifest,
 )
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, decode_arrays
+from holdfast.mirrors.crew import Crew, Errand, Room, Step, Write, block_of
 from holdfast.mirrors.place import Part, Target
 from holdfast.payload import damage
 from holdfast.payload.source import Source
 
 _PIECE = 1 << 20
+_OWN_THREADS = 2
+_WORTH_THREADS = 24 << 20  # bytes
 Tell = Callable[[int], None]
 """Told of bytes before they are written; may wait, and may raise to stop the copy."""
 
@@ -46,6 +51,11 @@ class Contents(NamedTuple):
 
     def blocks(self, file: str) -> list[bytes]:
         return [bytes.fromhex(block) for block in self.table.files[file].blocks]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.manifest.files.values()) + len(self.checkpoint)
 
 
 def contents(sources: Sequence[Source]) -> Contents:
@@ -69,7 +79,15 @@ def contents(sources: Sequence[Source]) -> Contents:
     return Contents(manifest, data, arrays, table)
 
 
-def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents | None = None) -> Copied:
+def copy(
+    sources: Sequence[Source],
+    target: Target,
+    tell: Tell,
+    known: Contents | None = None,
+    *,
+    crew: Crew | None = None,
+    passed: Tell = lambda _: None,
+) -> Copied:
     """Brings a checkpoint into a target; payload files first, `checkpoint.json` last. It is not published yet.
 
     What an earlier attempt left in the target is read, and sent again only where it is not right.
@@ -79,6 +97,8 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
         target: where it goes.
         tell: told of bytes before they are sent.
         known: its contents, where they were read before.
+        crew: the threads that carry it; by default two of its own.
+        passed: told of bytes that were there.
 
     Raises:
         DamagedError: a block or file is right in none of the sources.
@@ -86,27 +106,23 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
         StorageError: something cannot be read or written.
 
     """
-    found = known or contents(sources)
-    manifest = found.manifest
-    target.begin({**{name: listed.digest for name, listed in manifest.files.items()}, CHECKPOINT_FILE: ""})
-    sent = total = 0
-    last = {ARRAYS_FILE: found.arrays, CHECKPOINT_FILE: found.checkpoint}
-    for name, listed in manifest.files.items():
-        if name in last:
-            continue
-        total += listed.size
-        if target.has(name, listed.size):
-            tell(0)
-            continue
-        part = target.part(name, listed.size)
+    if crew is None:
+        crew = Crew(_OWN_THREADS)
         try:
-            sent += put(sources, part, name, found, tell)
-            part.finish()
+            return copy(sources, target, tell, known, crew=crew, passed=passed)
         finally:
-            part.close()
+            crew.close()
+    found = known or contents(sources)
+    digests = {name: listed.digest for name, listed in found.manifest.files.items()}
+    target.begin({**digests, CHECKPOINT_FILE: ""})
+    load = _Load(sources, found, tell, passed)
+    last = {ARRAYS_FILE: found.arrays, CHECKPOINT_FILE: found.checkpoint}
+    files = [(name, file.size) for name, file in found.manifest.files.items() if name not in last]
+    # What fits into a block or two is carried by the time that it is handed over.
+    load.carry(target, files, crew, here=sum(size for _, size in files) <= _WORTH_THREADS)
     for name, data in last.items():
-        total += len(data)
         if target.has(name, len(data)):
+            load.passed(len(data))
             continue
         tell(len(data))
         part = target.part(name, len(data))
@@ -115,41 +131,106 @@ def copy(sources: Sequence[Source], target: Target, tell: Tell, known: Contents 
             part.finish()
         finally:
             part.close()
-        sent += len(data)
+        load.count(len(data))
     target.finish()
-    return Copied(sent, total - sent)
+    return Copied(load.sent, found.size - load.sent)
 
 
-def put(sources: Sequence[Source], part: Part, file: str, found: Contents, tell: Tell) -> int:
-    """Fills a file, from whichever source has it right; gives how many bytes were sent."""
-    listed = found.manifest.files[file]
-    if file in found.table.files:
-        return _blocks(sources, part, file, listed.size, found, tell)
-    return _small(sources, part, file, listed, tell)
+class _Load:
+    """Files of a checkpoint on their way, carried by several threads; `tell` is called by one at a time."""
 
+    def __init__(self, sources: Sequence[Source], found: Contents, tell: Tell, passed: Tell) -> None:
+        self._sources, self._found = sources, found
+        self._tell, self._passed = tell, passed
+        self._lock = threading.Lock()
+        self.sent = 0
 
-def _blocks(sources: Sequence[Source], part: Part, file: str, size: int, found: Contents, tell: Tell) -> int:
-    step, digests = found.table.block_size, found.blocks(file)
-    buffer = memoryview(bytearray(min(step, size)))
-    sent = 0
-    for number, digest in enumerate(digests):
-        start = number * step
-        block = buffer[: min(step, size - start)]
+    def count(self, sent: int) -> None:
+        with self._lock:
+            self.sent += sent
+
+    def tell(self, count: int) -> None:
+        with self._lock:
+            self._tell(count)
+
+    def passed(self, count: int) -> None:
+        self.tell(0)
+        with self._lock:
+            self._passed(count)
+
+    def carry(self, target: Target, files: Sequence[tuple[str, int]], crew: Crew, *, here: bool) -> None:
+        """Brings files, all of them durable when this returns; a few at a time, as there are threads."""
+        waiting: list[tuple[Errand, Part]] = []
+        try:
+            for name, size in files:
+                if target.has(name, size):
+                    self.passed(size)
+                    continue
+                while len(waiting) > crew.size:
+                    self._end(waiting)
+                part = target.part(name, size)
+                steps: list[Step] = [*self.steps(part, name), functools.partial(_finish, part)]
+                waiting.append((crew.start(steps, here=here), part))
+            while waiting:
+                self._end(waiting)
+        except BaseException as error:
+            for errand, part in waiting:
+                if errand.stop(error):
+                    part.close()
+            raise
+
+    def _end(self, waiting: list[tuple[Errand, Part]]) -> None:
+        waiting[0][0].wait()
+        waiting.pop(0)[1].close()
+
+    def steps(self, part: Part, file: str) -> list[Step]:
+        listed = self._found.manifest.files[file]
+        if file not in self._found.table.files:
+            return [lambda _: self.count(_small(self._sources, part, file, listed, self.tell, self.passed))]
+        step = self._found.table.block_size
+        return [
+            functools.partial(self._block, part, file, number, min(step, listed.size - number * step), digest)
+            for number, digest in enumerate(self._found.blocks(file))
+        ]
+
+    def _block(
+        self, part: Part, file: str, number: int, size: int, digest: bytes, room: Room
+    ) -> Write | None:
+        start = number * self._found.table.block_size
+        block = block_of(room(), size)
         if part.read(block, start) and _is(block, digest):
-            tell(0)
-            continue
-        _take(sources, file, number, block, start, found)
-        tell(len(block))
-        part.write(block, start)
-        sent += len(block)
-    return sent
+            self.passed(size)
+            return None
+        _take(self._sources, file, number, block, start, digest, len(self._found.table.files[file].blocks))
+
+        def write() -> None:
+            self.tell(size)
+            part.write(block, start)
+            self.count(size)
+
+        return write
+
+
+def _finish(part: Part, _: Room) -> Write:
+    return part.finish
+
+
+def put(sources: Sequence[Source], part: Part, file: str, found: Contents) -> None:
+    """Fills a file, from whichever source has it right; it is not finished yet."""
+    load = _Load(sources, found, lambda _: None, lambda _: None)
+    Crew(0).start(load.steps(part, file)).wait()
 
 
 def _take(
-    sources: Sequence[Source], file: str, number: int, block: memoryview, start: int, found: Contents
+    sources: Sequence[Source],
+    file: str,
+    number: int,
+    block: memoryview,
+    start: int,
+    digest: bytes,
+    count: int,
 ) -> None:
-    """Reads a block from the first source that has it right; the error of the first one otherwise."""
-    digest, count = found.blocks(file)[number], len(found.table.files[file].blocks)
+    """Reads block `number` of `count` from the first source that has it right; the error of the first one otherwise."""
     first: HoldfastError | None = None
     for source in sources:
         try:
@@ -189,10 +270,12 @@ def _whole_file(sources: Sequence[Source], file: str, listed: SmallFile, limit: 
     raise first if first is not None else NotFoundError(f"There is no source for {file}.", path=file)
 
 
-def _small(sources: Sequence[Source], part: Part, file: str, listed: SmallFile, tell: Tell) -> int:
+def _small(
+    sources: Sequence[Source], part: Part, file: str, listed: SmallFile, tell: Tell, passed: Tell
+) -> int:
     """Any other file: its digest is known of the whole alone, so it is checked before the copy counts."""
     if _digest_of(part, listed.size) == listed.digest:
-        tell(0)
+        passed(listed.size)
         return 0
     first: HoldfastError | None = None
     for source in sources:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from holdfast import files, storage
+from holdfast import meter, storage
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError
 from holdfast.log import logger
-from holdfast.mirrors import copying, plan
-from holdfast.mirrors.folder import FolderTarget
+from holdfast.mirrors import arrivals, copying, plan
+from holdfast.mirrors.arrivals import Arrivals
+from holdfast.mirrors.copying import Copied
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.plan import Offer
 from holdfast.mirrors.state import State, other_run
+from holdfast.payload.source import Source
 from holdfast.policy.keep import Keep, Record, best_of
 from holdfast.store import book, catalog, retention
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 
-_LINE_SECONDS = 5.0
 _OVERHEAD = 1 << 20
 
 
@@ -149,6 +151,9 @@ def catch_up(
     if not local and not offered:
         # Lost since it was rewound: what it was rewound to is older than that, and all that there is.
         offered = plan.offers(highest_here, abandoned, None, newer)
+    area = Arrivals(run, writing)
+    if offered or arrivals.left_in(run):
+        area.enter()
     fetched: list[str] = []
     failures: list[HoldfastError] = []
     best = best_of(keep, [offer.record for offer in offered]) if not local else None
@@ -159,7 +164,7 @@ def catch_up(
         if offer.record.name in fetched:
             break
         try:
-            _fetch(run, writing, offer, states, check)
+            _fetch(run, area, offer, states, check)
         except (DamagedError, FormatError, NotFoundError) as error:
             failures.append(error)
             logger.warning("Passed over %s in the mirrors: %s", offer.record.name, error)
@@ -167,6 +172,8 @@ def catch_up(
         fetched.append(offer.record.name)
         if offer not in first or offer is offered[0]:
             break
+    if os.path.isdir(area.path):
+        area.leave()
     if not local and not fetched:
         failures += _damaged(there.values())
         if failures:
@@ -196,36 +203,60 @@ def _tell(
             )
 
 
-def _fetch(run: str, writing: str, offer: Offer, states: Sequence[State], check: Callable[[], None]) -> None:
+def _fetch(
+    run: str, area: Arrivals, offer: Offer, states: Sequence[State], check: Callable[[], None]
+) -> None:
     """Copies a checkpoint into the run, from all mirrors that have it, and publishes it."""
     name, started = offer.record.name, time.monotonic()
     sources = [states[number].place.source(name) for number in offer.places]
-    storage.check_space(writing, offer.record.size + _OVERHEAD)
-    total, done, said = offer.record.size, 0, [started]
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        now = time.monotonic()
-        if now - said[0] > _LINE_SECONDS:
-            said[0] = now
-            logger.info("fetching %s: %d of %d MB", name, done >> 20, total >> 20)
-
-    draft = os.path.join(writing, name)
-    try:
-        copied = copying.copy(sources, FolderTarget(draft), tell)
-        check()
-        final = os.path.join(run, name)
-        with files.translated(final, "publish"):
-            files.rename(draft, final)
-        files.sync_directory(run)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.remove_tree(draft)
-        raise
     url = states[offer.places[0]].place.url
+    try:
+        with meter.measuring(f"fetching {name}", offer.record.size, logger.info) as tell:
+            copied = bring(sources, area, name, offer.record.size, tell)
+    except (DamagedError, FormatError, NotFoundError):
+        area.forget(name)
+        raise
+    check()
+    area.publish(name)
     if offer.record.pinned:
         retention.mark(run, catalog.PINS, name)
     logger.info("Fetched %s from the mirror %s.", name, url)
+    note(run, name, url, copied, started)
+
+
+def bring(
+    sources: Sequence[Source], area: Arrivals, name: str, size: int, tell: Callable[[int], None], **how: Any
+) -> Copied:
+    """Copies a checkpoint to where it waits to be published; what is there of it already is not read again.
+
+    Args:
+        sources: the checkpoint in the places that have it.
+        area: where it goes.
+        name: the checkpoint.
+        size: bytes of all its files.
+        tell: told of bytes that are there; may raise to end the copy.
+        how: passed on to `copying.copy`.
+
+    Raises:
+        StorageError: there is no room; what was fetched so far stays for the next attempt.
+
+    """
+    needed = max(0, size - arrivals.held_in(area.run, name)) + _OVERHEAD
+    storage.check_space(area.path, needed)
+    try:
+        return copying.copy(sources, area.target(name), tell, passed=tell, **how)
+    except StorageError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        told = storage.explain(error, area.path, needed, out_of_files=storage.out_of_files(area.path))
+        raise StorageError(
+            f"{told} What was fetched of it stays in {area.path}, and the next attempt goes on with it; the run is as it "
+            f"was.",
+            **told.facts,
+        ) from error
+
+
+def note(run: str, name: str, url: str, copied: Copied, started: float) -> None:
+    """Adds the fetch of a checkpoint to the run's history; `started` is on the monotonic clock."""
     seconds = round(time.monotonic() - started, 4)
-    book.note_event(run, "fetch", name=name, url=url, bytes=copied.sent, seconds=seconds)
+    book.note_event(run, "fetch", name=name, url=url, bytes=copied.sent, found=copied.found, seconds=seconds)

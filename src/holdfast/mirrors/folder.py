@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError, storage_error
 from holdfast.mirrors.listing import Listing
 from holdfast.payload import damage
 from holdfast.payload.source import FolderSource
-from holdfast.store import book, catalog, lease, retention
+from holdfast.store import book, catalog, retention
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
-from holdfast.store.holder import judge, lease_name, myself
-from holdfast.store.watch import holder_of
+from holdfast.store.holder import judge, myself, signature, signed
+from holdfast.store.lease import living_holder
 
 COPYING = ".copying-"
 _TRASH = ".trash"
 _LIMIT = 4 << 20
-_SILENT_SECONDS = 600.0
+_DIRECT_FROM = 1 << 20
 
 
 class FolderTarget:
@@ -51,7 +51,9 @@ class FolderTarget:
         return False
 
     def part(self, file: str, size: int) -> files.PartialFile:
-        return files.PartialFile(os.path.join(self.path, file), size)
+        # Asked only when it matters: the first answer for a file system is tried out with a file.
+        direct = size >= _DIRECT_FROM and files.direct_io_works(self.path)
+        return files.PartialFile(os.path.join(self.path, file), size, direct=direct)
 
     def finish(self) -> None:
         files.sync_directory(self.path)
@@ -69,7 +71,7 @@ class Folder:
     def __init__(self, url: str, writer: str) -> None:
         self.url = url
         self._own = os.path.join(url, f"{COPYING}{writer}")
-        self._listing = Listing(url, _check_sizes)
+        self._listing = Listing(url, check_sizes)
         self._book: bytes | None = None
 
     def heed(self, check: Callable[[], object]) -> None:
@@ -133,6 +135,7 @@ class Folder:
         for name in links:  # a stranger's; what it leads to is left alone
             files.remove_file(os.path.join(self.url, name))
         names = [name for name in names if name not in links]
+        _refuse_living(self.url, names)
         others = [path for name in names if (path := os.path.join(self.url, name)) != self._own]
         changed = False
         if not os.path.isdir(self._own):
@@ -185,6 +188,17 @@ class Folder:
 
     def forget(self, name: str) -> None:
         files.remove_tree(os.path.join(self._own, name))
+
+    def held(self, name: str) -> int:
+        """Bytes on the disk of a checkpoint that was begun, by whoever it was."""
+        total = 0
+        for place in glob.glob(os.path.join(glob.escape(self.url), f"{COPYING}*", name)):
+            total += files.bytes_on_disk(place)
+        return total
+
+    def lost(self) -> bool:
+        """Whether another writer has taken this place over."""
+        return self._book is not None and not os.path.isdir(self._own)
 
     def publish(self, name: str) -> None:
         source, final = os.path.join(self._own, name), os.path.join(self.url, name)
@@ -247,18 +261,8 @@ class Folder:
 
 def _refuse_written(path: str) -> None:
     """A mirror that some process writes as a run of its own is left alone."""
-    if not os.path.isdir(path):
-        return
-    holder = holder_of(path)
-    if holder is None or holder.released:
-        return
-    life = judge(holder, myself(0), lease._held)
-    if life == "unknown":
-        # A living holder writes its beat every few seconds.
-        with contextlib.suppress(OSError):
-            beat = os.stat(os.path.join(path, lease_name(holder.generation))).st_mtime
-            life = "dead" if beat < time.time() - _SILENT_SECONDS else life
-    if life not in ("released", "dead"):
+    holder = living_holder(path) if os.path.isdir(path) else None
+    if holder is not None:
         raise StorageError(
             f"The mirror {path} is written as a run by {holder.describe()}; nothing is copied there meanwhile. "
             f"Next: end that training, or give this run another mirror.",
@@ -268,7 +272,26 @@ def _refuse_written(path: str) -> None:
         )
 
 
-def _check_sizes(entry: Entry) -> None:
+def writer_here(unique: str) -> str:
+    """A writer that others can tell to be alive: one that copies by hand, and not under a run's lease."""
+    return f"{signature()}_{unique}"
+
+
+def _refuse_living(url: str, names: Iterable[str]) -> None:
+    """What a living process of this machine copies by hand is left to it."""
+    for name in names:
+        maker = signed(name.removeprefix(COPYING).split("_")[:-1])
+        if maker is not None and judge(maker, myself(0), ()) == "alive":
+            raise StorageError(
+                f"A push to {url} is under way, by pid {maker.pid} of this machine; nothing is copied there meanwhile. "
+                f"Next: wait for it, or end it; what it has copied is gone on with.",
+                path=url,
+                operation="write",
+                errno=errno.EBUSY,
+            )
+
+
+def check_sizes(entry: Entry) -> None:
     """A checkpoint that lacks a file, or the end of one, is damaged: it is copied once more."""
     if entry.problem is not None:
         return

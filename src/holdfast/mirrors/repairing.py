@@ -162,7 +162,7 @@ def _build(draft: FolderTarget, file: str, sources: Sequence[Source], found: Con
         if known is not None:
             part.write(memoryview(known), 0)
         else:
-            copying.put(sources, part, file, found, lambda _: None)
+            copying.put(sources, part, file, found)
         part.finish()
     finally:
         part.close()

@@ -16,6 +16,18 @@ from holdfast.objects.urls import Address
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>|\"reason\": ?\"([A-Za-z0-9]{1,60})\"")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})|status code: (\d{3})|status: (\d{3})")
 _KIND = re.compile(r"kind: (Connect|Timeout|Builder|Request|Decode|Body|Interrupted)\b")
+_WORD = re.compile(r"[^A-Za-z0-9]")
+_BOTOCORE = {
+    "EndpointConnectionError": "Connect",
+    "ConnectTimeoutError": "Connect",
+    "ProxyConnectionError": "Connect",
+    "SSLError": "Connect",
+    "ReadTimeoutError": "Timeout",
+    "ConnectionClosedError": "Interrupted",
+    "HTTPClientError": "Interrupted",
+    "ResponseStreamingError": "Interrupted",
+}
+"""What botocore's errors without an answer mean."""
 
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of this machine",
@@ -40,6 +52,16 @@ class Said(NamedTuple):
     def of(cls, error: BaseException) -> Said:
         if isinstance(error, TimeoutError):
             return cls(0, "", "Timeout")
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):  # botocore's
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return cls(status, _WORD.sub("", str(response.get("Error", {}).get("Code", "")))[:60], "")
+        if type(error).__name__ in _BOTOCORE:
+            return cls(0, "", _BOTOCORE[type(error).__name__])
+        if type(error).__module__.startswith(
+            "botocore."
+        ):  # its way to the credentials failed, before any request
+            return cls(401, type(error).__name__, "")
         text = str(error)
         status, code, kind = (pattern.search(text) for pattern in (_STATUS, _CODE, _KIND))
         if "BadScheme" in text:

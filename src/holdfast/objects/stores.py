@@ -109,28 +109,44 @@ def _first(*names: str) -> str:
     return next((value for name in names if (value := os.environ.get(name))), "")
 
 
-def _s3(address: Address) -> tuple[Any, str]:
-    from obstore.store import S3Store
+class Aws(NamedTuple):
+    """What the environment and the files of AWS say: who asks, and whom.
 
+    Attributes:
+        session: botocore's, with the credentials.
+        region: "" where none is set.
+        endpoint: "" for Amazon's own.
+        anonymous: whether requests are not signed.
+
+    """
+
+    session: Any
+    region: str
+    endpoint: str
+    anonymous: bool
+
+
+def aws(address: Address) -> Aws:
+    """Who asks for an address in S3, and whom; the same for every library.
+
+    Raises:
+        UsageError: a library is not installed.
+        StorageError: there are no credentials.
+
+    """
     try:
         import botocore.session
-        from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
         raise _not_installed(address, error) from None
     endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    config: Any = {}
-    more: dict[str, Any] = {}
+    anonymous = _truth("AWS_SKIP_SIGNATURE")
     problem: str | None = None
     try:
         session = botocore.session.get_session()
         region = session.get_config_variable("region")
         endpoint = endpoint or session.get_scoped_config().get("endpoint_url") or ""
-        anonymous = _truth("AWS_SKIP_SIGNATURE")
         if not anonymous and session.get_credentials() is None:
             problem = "there are none"
-        elif not anonymous:
-            ttl = timedelta(seconds=_CREDENTIALS_SECONDS)
-            more["credential_provider"] = Boto3CredentialProvider(session, ttl=ttl)
     except Exception as error:
         problem = f"{type(error).__name__}: {error}" if type(error).__name__ == "ProfileNotFound" else ""
         problem = problem or type(error).__name__
@@ -142,16 +158,32 @@ def _s3(address: Address) -> tuple[Any, str]:
             operation="connect to",
             errno=errno.EACCES,
         )
-    if region:
-        config["region"] = region
-    if endpoint:
-        config["endpoint"] = endpoint
+    return Aws(session, region or "", endpoint, anonymous)
+
+
+def _s3(address: Address) -> tuple[Any, str]:
+    from obstore.store import S3Store
+
+    found = aws(address)
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise _not_installed(address, error) from None
+    config: Any = {}
+    more: dict[str, Any] = {}
+    if not found.anonymous:
+        ttl = timedelta(seconds=_CREDENTIALS_SECONDS)
+        more["credential_provider"] = Boto3CredentialProvider(found.session, ttl=ttl)
+    if found.region:
+        config["region"] = found.region
+    if found.endpoint:
+        config["endpoint"] = found.endpoint
 
     def make(seconds: float, retries: float) -> Any:
-        options = _options(seconds, retries, http=_plain(endpoint))
+        options = _options(seconds, retries, http=_plain(found.endpoint))
         return S3Store(address.bucket, config=config, **more, **options)
 
-    return make, redacted(endpoint) or f"Amazon S3 ({region or 'us-east-1'})"
+    return make, redacted(found.endpoint) or f"Amazon S3 ({found.region or 'us-east-1'})"
 
 
 def _gs(address: Address) -> tuple[Any, str]:

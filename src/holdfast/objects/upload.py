@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from holdfast.errors import UsageError
+from holdfast.objects import multipart
 from holdfast.objects.access import BULK, DIGEST, Objects
-
-PART_SIZE = 16 << 20
-MOST_PARTS = 10_000
-AT_ONCE = 4
-"""Parts that are on their way at the same time; each is held in memory."""
+from holdfast.objects.multipart import Multipart
+from holdfast.objects.parts import AT_ONCE, PART_SIZE, part_size
 
 
-def part_size(size: int) -> int:
-    """Bytes of each part of a file of `size` bytes: 16 MiB, or more MiB where 10,000 of them would not do."""
-    return max(PART_SIZE, math.ceil(size / MOST_PARTS / (1 << 20)) << 20)
+def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload | Multipart:
+    """A file on its way, by the means that the kind of store has for it: in S3 a large one is continued by part."""
+    if objects.address.scheme == "s3" and size > part_size(size):
+        return Multipart(objects, name, size, digest)
+    return Upload(objects, name, size, digest)
+
+
+def begun(objects: Objects) -> set[str]:
+    """The names of files of which parts lie in a store that can say so, and that nobody has finished."""
+    return {name for name, _ in multipart.uploads(objects)} if objects.address.scheme == "s3" else set()
+
+
+def forget(objects: Objects, prefix: str) -> None:
+    """Removes the parts of files below a prefix; some stores do that by themselves, after a week."""
+    if objects.address.scheme == "s3":
+        multipart.abort(objects, prefix)
 
 
 class Upload:

@@ -30,6 +30,7 @@ from holdfast.payload import staging as staging_
 from holdfast.payload.filling import Filling, Turn
 from holdfast.payload.layout import Layout, PlannedFile
 from holdfast.payload.staging import Buffer
+from holdfast.storage import NO_ROOM, Room
 
 # Below this, the page cache takes a file at once, and direct I/O waits for the device per call.
 DIRECT_FROM = 1 << 20
@@ -75,6 +76,7 @@ class Save:
         block_size: bytes of a block, a multiple of 4096, at most 16 MiB (smaller ones in tests).
         confirm: called by a worker thread once all is copied, before `wait_copied` returns; what it
             raises fails the save.
+        room: makes room where the disk is full in the middle of it.
 
     The arrays must not change between `start` and the return of `wait_early`, late ones not before that
     of `wait_copied`, for which `pending.settle` waits. All `wait…` may be called from any thread. The files' names are durable only after the
@@ -90,13 +92,14 @@ class Save:
         staging: int | None = None,
         block_size: int = BLOCK,
         confirm: Callable[[], None] | None = None,
+        room: Room = NO_ROOM,
     ) -> None:
         if block_size % ALIGNMENT or not 0 < block_size <= BLOCK:
             raise UsageError(
                 f"A block of {block_size:,} bytes is not possible: a multiple of {ALIGNMENT} up to {BLOCK:,} is."
             )
         self._layout, self._directory, self._block = layout, os.fspath(directory), block_size
-        self._staging, self._confirm = staging or 0, confirm
+        self._staging, self._confirm, self._room = staging or 0, confirm, room
         self._filling = Filling(layout, block_size)
         self._lock = threading.Lock()
         self._files: list[_File] = []
@@ -327,7 +330,7 @@ class Save:
         if file.disk.direct and size % ALIGNMENT:
             # What the buffer holds after the end goes along; `finish` cuts it off.
             size = -(-size // ALIGNMENT) * ALIGNMENT
-        file.disk.write(buffer.view[:size], start)
+        self._room.write(lambda: file.disk.write(buffer.view[:size], start))
         with self._lock:
             file.left -= 1
             finished = not file.left

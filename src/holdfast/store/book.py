@@ -41,6 +41,8 @@ class RunBook(msgspec.Struct, kw_only=True):
     restarts: dict[str, Any] | None = None
     mirrors: list[dict[str, Any]] | None = None
     rewound: str | None = None
+    used: int = 0
+    """The highest number of a checkpoint that the run had in a place that it was pulled from."""
 
 
 def new_run() -> RunBook:

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from holdfast import files
@@ -134,6 +134,20 @@ def read_holder(run: str, generation: int) -> tuple[Holder, bytes] | None:
             return None
         raise
     return decode(data, generation), data
+
+
+def signature() -> str:
+    """A part of a name that tells of this process: who finds what it left can see whether it still lives."""
+    me = myself(0)
+    return f"{me.boot_id}_{me.pid_namespace}_{me.pid}_{me.process_start}"
+
+
+def signed(fields: Sequence[str]) -> Holder | None:
+    """The process that such a name, split at its underscores, tells of; None where it tells of none."""
+    if len(fields) != 4 or not (fields[1] + fields[2]).isdigit():
+        return None
+    boot, namespace, pid, start = fields
+    return Holder(generation=0, boot_id=boot, pid_namespace=int(namespace), pid=int(pid), process_start=start)
 
 
 # -- is it alive? ------------------------------------------------------------------------------

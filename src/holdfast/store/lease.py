@@ -23,7 +23,7 @@ from collections.abc import Callable
 from holdfast import files
 from holdfast.errors import HoldfastError, LeaseError, NotFoundError, StorageError, printable, storage_error
 from holdfast.store import retention
-from holdfast.store.holder import Holder, encode, lease_name, myself
+from holdfast.store.holder import Holder, encode, judge, lease_name, myself
 from holdfast.store.watch import Watch, highest_lease, holder_of, lease_number, names_in, writing_number
 
 __all__ = ["Holder", "Lease", "holder_of"]
@@ -31,6 +31,7 @@ __all__ = ["Holder", "Lease", "holder_of"]
 BEAT_SECONDS = 5.0
 _BEATS_PER_SYNC = 6  # a synced beat is seen by the other clients of a network file system
 _BLINK_SECONDS = 0.01
+_SILENT_SECONDS = 600.0
 _GONE = ".gone"
 
 _held: set[str] = set()  # tokens of the leases that this process holds
@@ -305,6 +306,24 @@ class Lease:
         # Why it is given up is what the caller must hear, and that is on its way.
         with contextlib.suppress(StorageError):
             self.release()
+
+
+def living_holder(run: str) -> Holder | None:
+    """Who writes a run at this moment, as far as can be told from here; None where nobody does.
+
+    A holder that cannot be judged, on another machine say, counts as living as long as its beat was written in
+    the last ten minutes.
+    """
+    holder = holder_of(run)
+    if holder is None or holder.released:
+        return None
+    life = judge(holder, myself(0), _held)
+    if life == "unknown":
+        # A living holder writes its beat every few seconds.
+        with contextlib.suppress(OSError):
+            beat = os.stat(os.path.join(run, lease_name(holder.generation))).st_mtime
+            life = "dead" if beat < time.time() - _SILENT_SECONDS else life
+    return None if life in ("released", "dead") else holder
 
 
 def _take_out_of_use(path: str, away: str) -> str:

@@ -19,6 +19,7 @@ from holdfast.format import manifest as manifests
 from holdfast.format import sealed
 from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, Manifest, SmallFile
 from holdfast.format.table import ARRAYS_FILE, Arrays, Part, PayloadRecord, encode_arrays
+from holdfast.storage import NO_ROOM, Room
 
 if TYPE_CHECKING:
     from holdfast.payload.layout import Layout
@@ -38,6 +39,7 @@ class Draft:
         staging: bytes of memory that may hold a copy of the state; 0 streams.
         extra: further small files, name → bytes.
         confirm: what must hold once all arrays are copied, late ones too; it raises what fails the save.
+        room: makes room where the disk is full in the middle of it.
 
     """
 
@@ -51,6 +53,7 @@ class Draft:
         staging: int = 0,
         extra: Mapping[str, bytes] | None = None,
         confirm: Callable[[], None] | None = None,
+        room: Room = NO_ROOM,
     ) -> None:
         from holdfast.payload import writer
 
@@ -58,7 +61,7 @@ class Draft:
         self.name = name
         self._parts = parts
         self._extra = dict(extra or {})
-        self._layout = planned
+        self._layout, self._room = planned, room
         self._parent, self._needed = parent, self._layout.total_bytes + _OVERHEAD
         storage.check_space(parent, self._needed)
         try:
@@ -67,7 +70,7 @@ class Draft:
             if error.errno == errno.ENOENT:
                 raise _lost(error, parent) from error
             raise self._explained(error, storage.out_of_files(parent)) from error
-        self._save = writer.Save(self._layout, self.directory, staging=staging, confirm=confirm)
+        self._save = writer.Save(self._layout, self.directory, staging=staging, confirm=confirm, room=room)
 
     def begin(self) -> None:
         """Starts to copy and write the arrays."""
@@ -129,16 +132,19 @@ class Draft:
             ARRAYS_FILE: encode_arrays(self._table(written.files)),
         }
         for name, data in texts.items():
-            files.create_file(os.path.join(self.directory, name), data)
+            self._create(os.path.join(self.directory, name), data)
             listed[name] = SmallFile(len(data), sealed.digest(data))
         manifest.files = dict(sorted(listed.items()))
         path, data = os.path.join(self.directory, CHECKPOINT_FILE), manifests.encode_manifest(manifest)
         # What no reader would take must not come into the place of a checkpoint that can be read.
         manifests.decode_manifest(data, path)
         # Last: a draft without it is no checkpoint, whatever else is there.
-        files.create_file(path, data)
+        self._create(path, data)
         files.sync_directory(self.directory)
         return manifest
+
+    def _create(self, path: str, data: bytes) -> None:
+        self._room.write(lambda: files.create_file(path, data))
 
     def _table(self, written: Mapping[str, Any]) -> Arrays:
         from holdfast.format.safetensors import BLOCK

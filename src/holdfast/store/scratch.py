@@ -14,7 +14,7 @@ import uuid
 
 from holdfast import files
 from holdfast.errors import StorageError
-from holdfast.store.holder import Holder, judge, myself
+from holdfast.store.holder import judge, myself, signature, signed
 
 _SILENT_SECONDS = 24 * 3600  # no save goes on for so long without making or writing a file
 
@@ -25,9 +25,7 @@ def _prefix(base: str) -> str:
 
 def name_for(base: str) -> str:
     """A new name, beside the checkpoint `base`, that names this process."""
-    me = myself(0)
-    identity = f"{me.boot_id}_{me.pid_namespace}_{me.pid}_{me.process_start}"
-    return f"{_prefix(base)}{identity}_{uuid.uuid4().hex[:8]}"
+    return f"{_prefix(base)}{signature()}_{uuid.uuid4().hex[:8]}"
 
 
 def sweep(parent: str, base: str) -> None:
@@ -36,15 +34,9 @@ def sweep(parent: str, base: str) -> None:
     me = myself(0)
     for name in os.listdir(parent):
         fields = name.removeprefix(prefix).split("_")
-        if not name.startswith(prefix) or len(fields) != 5 or not (fields[1] + fields[2]).isdigit():
+        maker = signed(fields[:-1]) if name.startswith(prefix) else None
+        if maker is None:
             continue
-        maker = Holder(
-            generation=0,
-            boot_id=fields[0],
-            pid_namespace=int(fields[1]),
-            pid=int(fields[2]),
-            process_start=fields[3],
-        )
         path = os.path.join(parent, name)
         life = judge(maker, me, ())
         if life == "unknown" and _last_touched(path) < time.time() - _SILENT_SECONDS:

@@ -1,0 +1,1 @@
+"""Object stores on this machine, for tests: nothing here needs a network beyond the loopback interface."""
