@@ -127,7 +127,7 @@ def _tell_of_shell(job: Job) -> float:
     found = shell.find()
     if found is None:
         return 0.0
-    remedy = "Next: write `exec python …` or `srun python …` in the batch script."
+    remedy = "Next: write `exec python …` or `srun python …` in the batch script, and `exec` in each script that it calls."
     if found.warned is not None and found.dies_early:
         name, seconds = found.warned
         logger.warning(
@@ -141,8 +141,9 @@ def _tell_of_shell(job: Job) -> float:
         return float(seconds + _SIGNALLED_EARLIER)
     if signal.SIGTERM not in found.catches:
         logger.warning(
-            "%s: a shell stands between Slurm and this process, and passes no signal on: scancel, requeue and preemption end "
-            "the training without a save. The time limit is planned for. %s",
+            "%s: a shell stands between Slurm and this process, and passes no signal on: scancel, requeue, preemption and a "
+            "warning that sbatch was asked for (--signal=B:…) end the training without a save. The time limit is planned "
+            "for. %s",
             job,
             remedy,
         )

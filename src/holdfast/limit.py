@@ -11,6 +11,7 @@ what was then left has passed (a limit may be changed while the job runs), and b
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class TimeLimit:
         self.record: Record | None = None
         self.kill_wait = KILL_WAIT
         self._questions: dict[str, Question] = {}
-        self._answered = False
+        self._answered = self._unknown = False
         self._looked = self._next_look = 0.0
         self._told_plan = self._measuring = self._warned = False
         self._mark: tuple[float, Where] | None = None
@@ -124,9 +125,14 @@ class TimeLimit:
                 self._conclude()
 
     def _take(self, record: Record | None) -> None:
-        if record is not None:
-            self.record = record
-            self.end = None if record.end is None else self._on_clock(record.end)
+        self._unknown = record is None
+        if record is None:
+            return
+        self.record = record
+        if not record.array:  # its variables were inherited, where the environment names one
+            self.job = dataclasses.replace(self.job, array="", task=None)
+        end = record.end if record.state not in commands.ENDED else None
+        self.end = None if end is None else self._on_clock(end)
 
     def _conclude(self) -> None:
         """The controller has answered, or cannot be asked."""
@@ -139,11 +145,19 @@ class TimeLimit:
                 ends = time.strftime("%H:%M:%S", time.localtime(self._wall() + left))
                 logger.info("%s: its time is over at %s, in %s.", self.job, ends, shown(left))
             elif self.record is None:
+                why = "Slurm does not know this job" if self._unknown else "scontrol does not answer here"
                 logger.warning(
-                    "%s: its time limit is not known, since scontrol does not answer here, so no save is planned before "
-                    "it. Next: export SLURM_JOB_END_TIME (seconds since the epoch) in the batch script; in a "
-                    "container, pass it on.",
+                    "%s: its time limit is not known, since %s, so no save is planned before it. Next: export "
+                    "SLURM_JOB_END_TIME (seconds since the epoch) in the batch script; in a container, pass it on.",
                     self.job,
+                    why,
+                )
+            elif self.record.state in commands.ENDED:
+                logger.warning(
+                    "%s has ended (%s), so this process is in no job, and no save is planned before a time limit. Next: unset "
+                    "SLURM_JOB_ID, which is left over here.",
+                    self.job,
+                    self.record.state.lower(),
                 )
         self._next_look = now + max(_SOON, (self.end - now) / 2) if self.end is not None else float("inf")
 

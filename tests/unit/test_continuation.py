@@ -14,7 +14,7 @@ JobId=40 ArrayJobId=40 ArrayTaskId=3 JobName=digits
    StartTime=1000 EndTime=2000 Deadline=N/A
    PreemptEligibleTime=1000 PreemptTime={preempt}
 """
-JOB = Job(id="40", array="40", task=3, last_task=3)
+JOB = Job(id="40", array="40", task=3)
 
 
 @pytest.fixture

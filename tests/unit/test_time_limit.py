@@ -174,6 +174,38 @@ def test_a_limit_that_cannot_be_known_is_told(course, scontrol, caplog):
     assert not course.step(5000)
 
 
+def test_a_job_that_has_ended_limits_nothing(course, caplog):
+    """A number that a shell kept from a job that is over neither ends the training nor asks for a save; one line says so."""
+    course.say(900, state="TIMEOUT", reason="TimeLimit")
+    course.write = 1.0
+    course.enter()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Slurm job 41 has ended (timeout)" in line
+    assert "unset SLURM_JOB_ID" in line
+    assert not any(course.step(1000) or course.limit.due() for _ in range(10))
+
+
+def test_a_job_that_slurm_does_not_know_is_told_as_that(course, scontrol, caplog):
+    """Where the controller answers and knows no such job, it is not said to be silent."""
+    scontrol("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    course.enter()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Slurm does not know this job" in line
+    assert "does not answer" not in line
+    assert not course.step(5000)
+
+
+def test_an_array_that_was_inherited_is_not_believed(scontrol):
+    """A job that was queued from within a task of an array has that array's variables; what the controller says counts."""
+    course = Course(scontrol, Job(id="41", array="30", task=3, end=100.0))
+    course.say(2000)
+    course.write = 1.0
+    course.enter()
+    assert course.limit.end == 2000
+    assert str(course.limit.job) == "Slurm job 41"
+    assert not course.step(100)
+
+
 def test_the_environment_is_enough(scontrol):
     """SLURM_JOB_END_TIME tells the end where no command of Slurm is to be had."""
     scontrol("exit 1")

@@ -131,8 +131,10 @@ class Question:
 
         """
         process = self._process
+        left = max(0.0, self._until - time.monotonic())
         try:
-            printed, said = process.communicate(timeout=max(0.0, self._until - time.monotonic()))
+            # What has answered is heard, however late somebody looks.
+            printed, said = process.communicate(timeout=left if process.poll() is None else max(left, 1.0))
         except subprocess.TimeoutExpired:
             self.give_up()
             raise SlurmError(
