@@ -13,18 +13,12 @@ from holdfast.slurm import commands
 PATIENCE = 120.0
 """Seconds; sbatch itself tries for a while when the controller is busy, and a job may be queued meanwhile."""
 
-# Variables that sbatch takes for options; they would win over the lines of a script.
-VARIABLES = {
-    "SBATCH_ACCOUNT": "account", "SBATCH_ARRAY_INX": "array", "SBATCH_CLUSTERS": "clusters",
-    "SBATCH_CONSTRAINT": "constraint", "SBATCH_ERROR": "error", "SBATCH_EXCLUSIVE": "exclusive",
-    "SBATCH_EXPORT": "export", "SBATCH_GPUS": "gpus", "SBATCH_GPUS_PER_NODE": "gpus-per-node",
-    "SBATCH_GPUS_PER_TASK": "gpus-per-task", "SBATCH_GRES": "gres", "SBATCH_INPUT": "input",
-    "SBATCH_JOB_NAME": "job-name", "SBATCH_MEM_PER_CPU": "mem-per-cpu", "SBATCH_MEM_PER_GPU": "mem-per-gpu",
-    "SBATCH_MEM_PER_NODE": "mem", "SBATCH_NO_REQUEUE": "no-requeue", "SBATCH_OPEN_MODE": "open-mode",
-    "SBATCH_OUTPUT": "output", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos", "SBATCH_REQUEUE": "requeue",
-    "SBATCH_RESERVATION": "reservation", "SBATCH_SIGNAL": "signal", "SBATCH_TIMELIMIT": "time",
+# Variables that sbatch takes for options, where their names are not those of the options.
+_OTHER_NAMES = {
+    "SBATCH_ARRAY_INX": "array", "SBATCH_MEM_PER_NODE": "mem", "SBATCH_REQ_SWITCH": "switches",
+    "SBATCH_TIMELIMIT": "time", "SBATCH_WAIT4SWITCH": "switches",
 }  # fmt: skip
-_ALWAYS_OURS = frozenset({"array", "requeue", "no-requeue"})
+_ALWAYS_OURS = frozenset({"array", "requeue", "no-requeue", "wait"})
 # What a job in which sbatch is called has, and the new one must not take for its own.
 _OF_A_JOB = (
     "SLURM_JOB_END_TIME",
@@ -34,6 +28,7 @@ _OF_A_JOB = (
     "HOLDFAST_SUBMISSION",
     "HOLDFAST_CONTINUE",
 )
+_OF_THE_CLUSTER = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +72,23 @@ def available() -> bool:
 
 
 def environment(given: Collection[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What sbatch gets to see: nothing that would win over the options `given` in the script."""
+    """What sbatch gets to see: nothing that would win over the options `given` in the script, and no job around it."""
     taken = {*given, *_ALWAYS_OURS}
-    return {
-        name: value
-        for name, value in environ.items()
-        if VARIABLES.get(name) not in taken and not name.startswith(_OF_A_JOB)
-    }
+    inside = "SLURM_JOB_ID" in environ
+
+    def is_kept(name: str) -> bool:
+        if name.startswith("SBATCH_"):
+            return _option_of(name) not in taken
+        if name.startswith(_OF_A_JOB):
+            return False
+        # srun in the new job would take its tasks, memory and devices from there.
+        return not (inside and name.startswith("SLURM_")) or name in _OF_THE_CLUSTER
+
+    return {name: value for name, value in environ.items() if is_kept(name)}
+
+
+def _option_of(variable: str) -> str:
+    return _OTHER_NAMES.get(variable) or variable.removeprefix("SBATCH_").lower().replace("_", "-")
 
 
 def submit(
