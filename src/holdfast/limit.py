@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from holdfast.durations import exact
 from holdfast.errors import SlurmError
 from holdfast.log import logger
 from holdfast.slurm import commands
@@ -143,7 +144,7 @@ class TimeLimit:
             if self.end is not None:
                 left = self.end - now
                 ends = time.strftime("%H:%M:%S", time.localtime(self._wall() + left))
-                logger.info("%s: its time is over at %s, in %s.", self.job, ends, shown(left))
+                logger.info("%s: its time is over at %s, in %s.", self.job, ends, exact(left))
             elif self.record is None:
                 why = "Slurm does not know this job" if self._unknown else "scontrol does not answer here"
                 logger.warning(
@@ -206,11 +207,11 @@ class TimeLimit:
                 "%s: the last save is planned %s before its end: saves take up to %s (times %.1f, and %.0f s for the process "
                 "to end), and the next boundary may be %s away.",
                 self.job,
-                shown(self._margin(LEAST) + longest),
-                shown(measured),
+                exact(self._margin(LEAST) + longest),
+                exact(measured),
                 FACTOR,
                 SPARE,
-                shown(longest),
+                exact(longest),
             )
 
     def _margin(self, unmeasured: float) -> float:
@@ -258,17 +259,3 @@ class TimeLimit:
         """Whether a save may be begun with so many seconds left: one that was measured to fit, or was never measured."""
         measured = self._measured()
         return left is None or measured is None or measured <= FITS * left
-
-
-def shown(seconds: float) -> str:
-    """A duration for people: ``0.014 s``, ``0.4 s``, ``58 s``, ``9 min 58 s``, ``23 h 59 min``."""
-    if seconds < 0.1:
-        return f"{max(0.0, seconds):.3f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    whole = round(seconds)
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

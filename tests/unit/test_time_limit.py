@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.limit import FACTOR, LEAST, SPARE, TimeLimit, shown
+from holdfast.limit import FACTOR, LEAST, SPARE, TimeLimit
 from holdfast.slurm.job import Job
 
 SHOW = """\
@@ -230,9 +230,3 @@ def test_what_is_left_after_sigterm(course):
     assert course.limit.fits(None)
     course.write = None
     assert course.limit.fits(0.0)  # nobody knows, and nothing is lost by trying
-
-
-def test_durations_for_people():
-    """Durations are told in the unit in which they matter."""
-    spoken = [shown(seconds) for seconds in (-1, 0.014, 0.42, 58.2, 598.4, 86340)]
-    assert spoken == ["0.000 s", "0.014 s", "0.4 s", "58 s", "9 min 58 s", "23 h 59 min"]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli import text
+from holdfast.durations import about
 from holdfast.format import card
 from holdfast.jobs.course import Series
 from holdfast.jobs.standing import Standing
@@ -254,13 +255,8 @@ def _short(path: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``."""
-    seconds = max(0.0, seconds)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 48 * 3600:
-        return text.seconds(seconds)
-    return f"{seconds / 86400:.1f} d"
+    """``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``: no fractions of seconds."""
+    return about(max(0, round(seconds)))
 
 
 def _ago(seconds: float) -> str:

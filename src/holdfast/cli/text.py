@@ -52,13 +52,6 @@ def plural(count: int, word: str, many: str = "") -> str:
     return f"{count:,} {word if count == 1 else many or f'{word}s'}"
 
 
-def seconds(value: float) -> str:
-    """A duration: ``0.014 s``, ``90 s``, ``12 min``."""
-    if value < 100:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
-
-
 def age(when: datetime.datetime, now: datetime.datetime) -> str:
     """How long ago, in one unit: ``40s``, ``5m``, ``3h``, ``12d``."""
     passed = max(0.0, (now - when).total_seconds())
