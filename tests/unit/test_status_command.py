@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,20 @@ def history(run, *events):
         file.writelines(lines)
 
 
+def shown_in(seconds, run):
+    """The screen in so many seconds from now."""
+    now = time.time() + seconds
+    return "\n".join(drawing.screen(standing.stand(run, now=now), run, now))
+
+
+def saved_twenty_apart(run):
+    """The saves of a run as of now, in its history's terms: 20 s and ten steps apart."""
+    made = checkpoints(run)
+    return [
+        ("save", 20 * (len(made) - n), {"name": os.path.basename(path)}) for n, path in enumerate(made, 1)
+    ]
+
+
 def test_the_end_is_expected_from_the_pace(cluster, submitted):
     """Pace, next save, end and the jobs that are still needed follow from the last saves and the time that is left."""
     run = make_run("runs/digits")
@@ -320,6 +335,43 @@ def test_the_end_is_expected_from_the_pace(cluster, submitted):
     assert found["more_tasks"] == 1
     put(cluster, ("1", "COMPLETED"), ("2-4%1", "PENDING"))
     assert "after about 17 min more of training" in line(shown("runs/digits"), "complete")
+
+
+def test_time_in_the_queue_is_not_training(cluster, submitted):
+    """After hours in the queue a job has all of the way before it: neither its next save nor the end is overdue."""
+    run = make_run("runs/digits")
+    goal = {"kind": "steps", "value": 540}
+    first, second = ({"job": job, "array": "100", "task": task} for job, task in (("101", 1), ("102", 2)))
+    before = [
+        ("launch", 90, {"goal": goal, "slurm": first}),
+        ("start", 80, {}),
+        *saved_twenty_apart(run),
+        ("end", 0, {"why": "time limit", "slurm": first}),
+    ]
+    put(cluster, ("1", "COMPLETED"), ("2", "RUNNING"), ("3-4%1", "PENDING"))
+    for since in ([], [("launch", -7200, {"goal": goal, "slurm": second})]):  # still loading; in its loop
+        history(run, *before, *since)
+        text = shown_in(7200, run)
+        assert line(text, "complete").startswith("in about 17 min, ")
+        assert re.search(r"; the next one in about (19|20) s$", line(text, "saved"))
+
+
+@pytest.mark.parametrize(("later", "save"), [(70, "is due"), (620, "was due 10 min ago")])
+def test_what_is_overdue_is_said_to_be(cluster, submitted, later, save):
+    """Where save and end were expected earlier, they are told as that, and not as a matter of no time."""
+    run = make_run("runs/digits")
+    goal = {"kind": "steps", "value": holdfast.open(run).progress.step + 10}
+    history(
+        run,
+        ("launch", 90, {"goal": goal, "slurm": {"job": "101", "array": "100", "task": 1}}),
+        ("start", 80, {}),
+        *saved_twenty_apart(run),
+    )
+    put(cluster, ("1", "RUNNING"), ("2-4%1", "PENDING"))
+    text = shown_in(later, run)
+    assert line(text, "saved").endswith(f"; the next one {save}")
+    assert re.match(r"at any moment: it was expected \d+ (s|min) ago, ", line(text, "complete"))
+    assert "is enough" not in line(text, "complete")
 
 
 def test_a_screen_fits_its_width(cluster, submitted, monkeypatch):

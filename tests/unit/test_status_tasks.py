@@ -107,6 +107,26 @@ CASES = {
     "Slurm is silent": ({"launch": launch()}, "unknown", "Slurm was not asked"),
     "Slurm is silent, nothing known": ({}, "waiting", ""),
     "never seen": ({"answered": True}, "unknown", "Slurm does not know it any more"),
+    "cancelled before it began": (
+        {"answered": True, "array_known": True},
+        "cancelled",
+        "before it began",
+    ),
+    "no log": (
+        {"record": record("FAILED", "0:53", reason="JobLaunchFailure")},
+        "failed",
+        "it could not be started (JobLaunchFailure): look at the places of its log and its directory",
+    ),
+    "refused for ever": (
+        {"record": record("PENDING", reason="DependencyNeverSatisfied")},
+        "waiting",
+        "waits for ever: what it depends on failed",
+    ),
+    "too long": (
+        {"record": record("PENDING", reason="PartitionTimeLimit")},
+        "waiting",
+        "its --time is more than the partition allows",
+    ),
     "started again": (
         {"ended": ended(75, end=90), "launch": launch(began=150.0), "alive": True},
         "running",

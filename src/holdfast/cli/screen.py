@@ -126,7 +126,9 @@ def _saves(standing: Standing, now: float) -> list[tuple[str, str]]:
     said = f"{_ago(now - standing.saved)}, {text.size(standing.size)}"
     if standing.next_save is not None:
         left = standing.next_save - now
-        said += f"; the next one {f'in about {_span(left)}' if left > 0 else 'is due'}"
+        patience = max(60.0, (standing.pace.interval if standing.pace else None) or 0.0)
+        due = "is due" if -left < patience else f"was due {_ago(-left)}"
+        said += f"; the next one {f'in about {_span(left)}' if left > 0 else due}"
     return [("saved", said)]
 
 
@@ -140,6 +142,9 @@ def _outlook(standing: Standing, now: float) -> list[tuple[str, str]]:
         facts.append(("pace", ", ".join(paces)))
     if standing.remaining is None:
         return facts
+    if standing.finish is not None and standing.finish <= now:
+        expected = f"{_ago(now - standing.finish)}, {_clock(standing.finish, now)}"
+        return [*facts, ("complete", f"at any moment: it was expected {expected}")]
     if standing.finish is not None:
         said = f"in about {_span(standing.finish - now)}, {_clock(standing.finish, now)}"
     else:

@@ -139,6 +139,7 @@ def _of_array(
             ended=last_end.get(number),
             launch=last_launch.get(number),
             alive=alive("", number),
+            array_known=bool(own),
         )
         for number in numbers
     ]
