@@ -86,6 +86,17 @@ def test_a_command_that_hangs_is_given_up(scontrol, monkeypatch):
         commands.run("scontrol", "show", "job", "7")
 
 
+def test_what_a_command_started_is_given_up_with_it(scontrol, monkeypatch):
+    """A script of the site's around a command, which hangs in what it calls, hangs nobody, either."""
+    monkeypatch.setattr(commands, "PATIENCE", 0.2)
+    scontrol("sleep 60\necho never")
+    began = time.monotonic()
+    with pytest.raises(SlurmError, match=r"scontrol gave no answer"):
+        commands.run("scontrol", "show", "job", "7")
+    # The suite would notice a hang by its own limit; so this only tells the two apart.
+    assert time.monotonic() - began < 50
+
+
 def test_an_answer_stays_there_until_somebody_looks(scontrol, monkeypatch):
     """A command that has answered in time is heard however late it is looked at: boundaries may be hours apart."""
     monkeypatch.setattr(commands, "PATIENCE", 0.1)

@@ -392,6 +392,22 @@ def test_an_sbatch_that_does_not_tell_keeps_the_script(cluster, monkeypatch, ans
     assert len(os.listdir("runs/digits/submitted")) == 1
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Welcome", "", "101"],
+        ["101;lab", "Your balance is 1000 hours.", ""],
+        ["Submitted batch job 101"],
+        ["Submitted batch job 101 on cluster lab", "7 jobs are yours"],
+    ],
+)
+def test_the_number_is_found_among_other_words(cluster, lines):
+    """A wrapper around sbatch may say more, before or after, or keep --parsable to itself."""
+    words = "\n".join(["#!/bin/sh", *(f"echo '{line}'" for line in lines), ""])
+    (cluster.folder / "sbatch").write_text(words)
+    assert json.loads(told(submit("--json", "-t", "1")))["jobs"] == ["101"]
+
+
 def test_odd_names_of_runs(cluster):
     """The name of the job is the run's, without what sbatch could not take in a name."""
     told(submit("-t", "1", run="runs/it's \n#ü-1.0"))

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -156,10 +157,14 @@ class Question:
         return printed
 
     def give_up(self) -> None:
-        """Ends the command."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        self._process.communicate()
+        """Ends the command, with all that it has started: a site's own script around it, say."""
+        if self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def run(*words: str) -> str:

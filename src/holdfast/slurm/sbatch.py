@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 
@@ -103,9 +104,8 @@ def submit(
     # An output of its own form would not be a number.
     words = ("sbatch", "--parsable", *words, "--", script, *arguments)
     printed = commands.Question(words, environ=environ, patience=PATIENCE).answer()
-    # Where there are several clusters: 4242;cluster.
-    number = printed.strip().splitlines()[-1].partition(";")[0] if printed.strip() else ""
-    if not number.isdecimal():
+    number = _number(printed)
+    if not number:
         raise SlurmError(
             f"sbatch did not tell the number of the job, but: {printed.strip() or 'nothing'}. Next: look with squeue "
             f"--me whether it is there.",
@@ -113,6 +113,16 @@ def submit(
             said=printed.strip(),
         )
     return number
+
+
+def _number(printed: str) -> str:
+    """The job's number in what sbatch printed, and a site's own script around it; empty without one."""
+    # Where there are several clusters: 4242;cluster.
+    for form in (r"(\d+)(?:;\S*)?", r"Submitted batch job (\d+)\b.*"):
+        for line in reversed(printed.splitlines()):
+            if found := re.fullmatch(form, line.strip(), re.ASCII):
+                return found[1]
+    return ""
 
 
 def cancel(numbers: Sequence[str]) -> None:
