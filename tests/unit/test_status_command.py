@@ -406,20 +406,19 @@ def test_json_is_not_watched(laptop):
     assert call("status", "--json", "--watch", "1", "digits").exit_code == 2
 
 
-def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
-    """--watch draws on a screen of its own; Ctrl-C ends it with code 0, gives the old screen back and leaves the last picture."""
-    make_run("digits")
+def watch_until(words, count, **environ):
+    """Watches on a terminal until these words were shown so often, then presses Ctrl-C; all that it showed."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "holdfast", "status", "--watch", "digits"],
+        [sys.executable, "-m", "holdfast", "status", "digits", "--watch", "0.2"],
         stdin=follower,
         stdout=follower,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        env={**os.environ, "COLUMNS": "100", "LINES": "40", "PYTHONUTF8": "1", **environ},
     )
     os.close(follower)
     seen = b""
-    while b"lease" not in seen:
+    while seen.count(words) < count:
         seen += os.read(leader, 4096)
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
@@ -428,10 +427,25 @@ def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
     os.close(leader)
     assert (process.wait(60), process.stderr.read()) == (0, b"")
     process.stderr.close()
+    return seen
+
+
+def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
+    """--watch draws on a screen of its own, in the same letters each time; Ctrl-C leaves the last picture and code 0."""
+    make_run("digits")
+    seen = watch_until(b"lease", 3, TERM="xterm")
     assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
-    after = seen.rpartition(b"\x1b[?1049l")[2]
+    before, _, after = seen.rpartition(b"\x1b[?1049l")
     assert b"progress" in after
     assert b"lease" in after
+    assert before.count("█".encode()) >= 3 and b"@" not in seen
+
+
+def test_watch_on_a_plain_terminal_is_plain(laptop):
+    """A terminal that can only print gets one picture after another, as a pipe does."""
+    make_run("digits")
+    seen = watch_until(b"digits: a note", 2, TERM="dumb")
+    assert b"\x1b" not in seen
 
 
 def test_watch_into_a_pipe_is_plain(laptop):
