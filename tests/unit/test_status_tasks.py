@@ -258,6 +258,9 @@ def test_slurm_is_asked_for_no_more_than_needed():
     over = [Ended(1, "1", 0, 1, 2, 0, "command"), Ended(2, "2", 0, 1, 2, 0, "command")]
     assert groups.questions(groups.Group(array="40"), []) == ["40"]
     assert groups.questions(chain, over) == ["2", "3"]
+    again = groups.Group(jobs=("1",), submission=submission(mode="requeue", jobs=("1",)))
+    ends = [Ended(1, "1", restart, 10 * restart, 10 * restart + 5, 75, "command") for restart in range(3)]
+    assert groups.questions(again, ends) == ["1"]
     assert groups.questions(groups.Group(jobs=("1", "2")), []) == ["2"]
     many = tuple(map(str, range(500)))
     assert (

@@ -57,7 +57,7 @@ def questions(group: Group, ended: Sequence[Ended]) -> list[str]:
     if group.submission is None:
         return list(group.jobs[-1:])
     # What is known to have ended is asked for no more, except the last of them: it may be queued again.
-    over = {end.job for end in ended[:-1]}
+    over = {end.job for end in ended if end.job != ended[-1].job}
     return [job for job in group.jobs if job not in over][:MOST]
 
 
