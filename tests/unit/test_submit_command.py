@@ -51,7 +51,7 @@ def test_an_array_is_what_comes_without_a_word(cluster):
         "#SBATCH --open-mode=append",
         "#SBATCH -t 10",
     ]
-    assert "job 100: 10 tasks, one after another, each for at most 10" in said
+    assert "job 100: 10 tasks, one after another, each for at most 10 min\n" in said
     assert "100-1.out … 100-10.out" in said
     assert "holdfast status runs/digits" in said
 
@@ -109,6 +109,11 @@ def test_a_chain_is_submitted_one_after_another(cluster):
     assert "last=3" in cluster.script
     assert "--output=%j.out" in cluster.script
     assert "jobs 100 101 102" in said
+
+
+def test_a_single_task_is_told_as_one(cluster):
+    """One task comes after no other, and a limit in Slurm's longer notation is told as it was given."""
+    assert "job 100: 1 task, for at most 1:30:00\n" in told(submit("-t", "1:30:00", "--tasks", "1"))
 
 
 def test_one_job_requeues_itself(cluster):
