@@ -102,7 +102,7 @@ def test_ten_tasks_are_one_training(submit, tmp_path):
 
 def test_a_job_that_asks_for_it_is_queued_again(submit, tmp_path):
     """With HOLDFAST_CONTINUE=requeue one job goes on under its number until the goal, and is one training."""
-    job = submit("120", "--requeue", lines=["export HOLDFAST_CONTINUE=requeue"])
+    job = submit("300", "--requeue", lines=["export HOLDFAST_CONTINUE=requeue"])
     slurm.wait_for_line(tmp_path / f"{job}.out", "did 20")
     slurm.signal(job, "USR1")
     slurm.wait_for_line(tmp_path / f"{job}.out", "restart 1")
@@ -115,7 +115,7 @@ def test_a_job_that_asks_for_it_is_queued_again(submit, tmp_path):
         ("SIGUSR1", True),
         ("goal reached", None),
     ]
-    assert_like_one_through(tmp_path, 120)
+    assert_like_one_through(tmp_path, 300)
 
 
 def test_a_task_is_queued_again_alone(submit, tmp_path):
@@ -124,7 +124,7 @@ def test_a_task_is_queued_again_alone(submit, tmp_path):
     for task in ("1", "2"):
         (tmp_path / task).mkdir()
         shutil.copy(TRAINING, tmp_path / task)
-    array = submit("60", "--array=1-2%1", "--requeue", "--output=%A-%a.out", lines=asks)
+    array = submit("400 --pause=0.02", "--array=1-2%1", "--requeue", "--output=%A-%a.out", lines=asks)
     slurm.wait_for_line(tmp_path / f"{array}-2.out", "did 5")
     assert slurm.record(f"{array}_2")["JobId"] == array
     slurm.signal(f"{array}_2", "USR1")
@@ -312,13 +312,13 @@ def test_several_tasks_of_one_srun_are_told_of_it(submit, tmp_path):
 
 def test_a_task_waits_for_the_one_before_to_end(submit, tmp_path):
     """Slurm starts the next task while a cancelled one is still ending: it waits for that, and continues from it."""
-    array = submit("60 --linger=9", "--array=1-2%1", "--output=%A-%a.out")
+    array = submit("200 --linger=9", "--array=1-2%1", "--output=%A-%a.out")
     slurm.wait_for_line(tmp_path / f"{array}-1.out", "did 20")
     slurm.cancel(f"{array}_1")
     assert slurm.wait_for_array(array) == {"1": "CANCELLED", "2": "COMPLETED"}
     text = slurm.text_of(tmp_path / f"{array}-2.out")
     assert "resumed from" in text
-    assert_like_one_through(tmp_path, 60)
+    assert_like_one_through(tmp_path, 200)
 
 
 def test_the_second_waits_where_it_is_told_to(submit, tmp_path):
