@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from typing import Any
 
@@ -18,6 +19,7 @@ from holdfast.store import book
 TIME_LIMIT = "time limit"
 CTRL_C = "Ctrl-C"
 _RECENT = 64 << 10  # bytes of the history, in which the last saves are
+_NOWHERE = 2  # launches without progress, from which on that is told
 _SIGNALLED_EARLIER = 60
 """Seconds by which Slurm may send a warning early, by its manual."""
 
@@ -37,8 +39,13 @@ class Departure:
         """Seconds of the slowest of the last saves of earlier launches."""
         self._entered_at: Key | None = None
 
-    def enter(self, run: str, position: Key) -> None:
+    def enter(self, run: str, position: Key, launches: int) -> None:
         """A loop is entered: what its job asks for is looked at from now on.
+
+        Args:
+            run: the run's path.
+            position: where the training stands.
+            launches: how many launches before this one began there, too.
 
         Raises:
             UsageError: the environment asks for a continuation that there is not.
@@ -48,6 +55,15 @@ class Departure:
         if self._limit is None:
             return
         continuation.check_environment(run)
+        if launches >= _NOWHERE:
+            logger.warning(
+                "%s: the last %d launches began where this one does, and got no further. Next: read their logs (holdfast "
+                "status %s names them); if it was the time limit that ended them, a longer --time, or boundaries and saves "
+                "that come sooner (run.batches(…), Every(steps=…)).",
+                self._limit.job,
+                launches,
+                shlex.quote(run),
+            )
         self._earlier = cost.slowest_write(book.read_events(run, _RECENT))
         self._limit.enter(_tell_of_shell(self._limit.job))
 

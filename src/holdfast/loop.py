@@ -107,7 +107,9 @@ class Loop:
         training.loader.ended = {}
         training.read_ahead()
         training.overlap.install(training.things)
-        training.departure.enter(training.open().path, training.position.key())
+        session = training.open()
+        launches = (session.book.restarts or {}).get("times", 0)
+        training.departure.enter(session.path, training.position.key(), launches)
         training.signals.inside = inside
         training.signals.install()
         return True

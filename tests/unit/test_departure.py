@@ -64,3 +64,21 @@ def test_a_launch_that_comes_too_late_still_gets_on(scontrol, tmp_path, monkeypa
             for _ in run.batches(range(10)):
                 time.sleep(0.05)
     assert [checkpoint.progress.batch for checkpoint in run.checkpoints] == [1]
+
+
+def test_launches_that_get_nowhere_are_told_of(scontrol, tmp_path, monkeypatch, caplog):
+    """The third launch in a row that begins where those before it began says so, and what to do; one that got on does not."""
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    scontrol(f"[ \"$2\" = config ] || cat <<'END'\n{SHOW}END\n")
+    said = []
+    for launch in range(5):
+        caplog.clear()
+        with holdfast.Run(tmp_path / "run", every=holdfast.Every(steps=2)) as run, pytest.raises(KeyError):
+            for step in run.steps(9):
+                if launch != 3 or step == 3:
+                    raise KeyError(step)
+        told = [record.getMessage() for record in caplog.records if "got no further" in record.getMessage()]
+        said.append(told)
+    assert [len(lines) for lines in said] == [0, 0, 1, 1, 0]
+    assert "Slurm job 41: the last 2 launches began where this one does, and got no further" in said[2][0]
+    assert "Next: " in said[2][0] and "run.batches(" in said[2][0]
