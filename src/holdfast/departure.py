@@ -110,6 +110,8 @@ class Departure:
         if limit is None or reason == "SIGINT":
             return True
         left = limit.left(self._signals.asked_at if reason == "SIGTERM" else None)
+        if not limit.fits(left) and reason == "SIGTERM" and limit.runs_on():
+            left = limit.left(None)  # it was a warning (--signal=B:TERM@120)
         if limit.fits(left):
             return True
         logger.warning(

@@ -255,6 +255,11 @@ class TimeLimit:
             return max(0.0, terminated + self.kill_wait - self._clock())
         return None if self.end is None else max(0.0, self.end - self._clock())
 
+    def runs_on(self) -> bool:
+        """Whether the job goes on after a SIGTERM; asks again, and waits for the answer."""
+        record = self.ask_again()
+        return record is not None and record.state in commands.RUNNING and record.preempt is None
+
     def fits(self, left: float | None) -> bool:
         """Whether a save may be begun with so many seconds left: one that was measured to fit, or was never measured."""
         measured = self._measured()

@@ -12,9 +12,9 @@ from holdfast.store import book
 
 SHOW = """\
 JobId=41 JobName=digits
-   JobState=RUNNING Reason=None Dependency=(null)
+   JobState={state} Reason=None Dependency=(null)
    Requeue=0 Restarts=0 ExitCode=0:0
-   StartTime=1000 EndTime=Unknown Deadline=N/A
+   StartTime=1000 EndTime={end} Deadline=N/A
 """
 
 
@@ -22,9 +22,10 @@ JobId=41 JobName=digits
 def ended(scontrol, tmp_path, monkeypatch):
     """Trains in a job until SIGTERM, where saves were measured to take so long; the steps that are saved."""
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    scontrol(f"if [ \"$2\" = config ]; then echo 'KillWait = 10 sec'\nelse cat <<'END'\n{SHOW}END\nfi\n")
 
-    def call(seconds):
+    def call(seconds, state="COMPLETING", end="Unknown"):
+        show = SHOW.format(state=state, end=end)
+        scontrol(f"if [ \"$2\" = config ]; then echo 'KillWait = 10 sec'\nelse cat <<'END'\n{show}END\nfi\n")
         path = str(tmp_path / "run")
         with holdfast.Run(path, every=holdfast.Every(steps=10**6)) as first:
             first.resume()
@@ -47,6 +48,18 @@ def test_a_save_that_cannot_fit_is_not_begun(ended, capsys):
     assert "are left before Slurm ends this job, so none is begun" in capsys.readouterr().err
 
 
+def test_a_warning_that_slurm_gives_by_sigterm_leaves_its_time(ended, capsys):
+    """With `--signal=B:TERM@120` the job runs on after the signal: what is left is the job's own time, not KillWait."""
+    assert ended(60.0, state="RUNNING", end=int(time.time()) + 120) == [1, 6]
+    assert "none is begun" not in capsys.readouterr().err
+
+
+def test_such_a_warning_may_come_too_late_as_well(ended, capsys):
+    """Where the job's own time is not enough, either, none is begun."""
+    assert ended(60.0, state="RUNNING", end=int(time.time()) + 80) == [1]
+    assert "are left before Slurm ends this job, so none is begun" in capsys.readouterr().err
+
+
 def test_a_save_that_fits_is_made(ended, capsys):
     """With more than that left the place is saved."""
     assert ended(1.0) == [1, 6]
@@ -56,7 +69,7 @@ def test_a_save_that_fits_is_made(ended, capsys):
 def test_a_launch_that_comes_too_late_still_gets_on(scontrol, tmp_path, monkeypatch):
     """In a job with almost no time left a batch is done before the end: else each launch would end where it began."""
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    show = SHOW.replace("Unknown", str(int(time.time()) + 3))
+    show = SHOW.format(state="RUNNING", end=int(time.time()) + 3)
     scontrol(f"[ \"$2\" = config ] || cat <<'END'\n{show}END\n")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 3))
     with pytest.raises(Preempted, match="time limit"), holdfast.Run(tmp_path / "run") as run:
@@ -69,7 +82,8 @@ def test_a_launch_that_comes_too_late_still_gets_on(scontrol, tmp_path, monkeypa
 def test_launches_that_get_nowhere_are_told_of(scontrol, tmp_path, monkeypatch, caplog):
     """The third launch in a row that begins where those before it began says so, and what to do; one that got on does not."""
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    scontrol(f"[ \"$2\" = config ] || cat <<'END'\n{SHOW}END\n")
+    show = SHOW.format(state="RUNNING", end="Unknown")
+    scontrol(f"[ \"$2\" = config ] || cat <<'END'\n{show}END\n")
     said = []
     for launch in range(5):
         caplog.clear()
