@@ -44,6 +44,13 @@ SAFEGUARDS = [
         "tests/crash/test_power_loss.py -k later_saves",
     ),
     Safeguard(
+        "a sync is no success on a disk that is gone",
+        "files.py",
+        "            os.fstat(fd)\n",
+        "",
+        "tests/crash/test_full_disks.py -k nothing_is_synced",
+    ),
+    Safeguard(
         "the draft's directory is synced before its rename",
         "store/publish.py",
         "        files.sync_directory(self.directory)\n        return manifest\n",

@@ -20,6 +20,7 @@ from small_disks import Disk, MissingHere, apart
 import holdfast
 from holdfast import Every, Keep, StorageError, storage
 from holdfast.checkpoint import Checkpoint
+from holdfast.files import sync_directory
 from holdfast.rewinding import rewind
 from holdfast.store import catalog, retention
 
@@ -603,6 +604,40 @@ def test_disk_gone(kind, size, tmp_path, tried, thorough):
         return times
 
     tried("power", apart(body))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_nothing_is_synced_to_a_disk_that_is_gone(kind, tmp_path, tried, monkeypatch):
+    """A directory's names went with the journal of a disk that was shut down: its sync is an error, not a success.
+
+    On XFS the system's own call answers that all is well.
+    """
+    import fcntl
+
+    def body():
+        disk = Disk(str(tmp_path), kind)
+        here = f"{disk.path}/run"
+        os.makedirs(f"{here}/before")
+        sync_directory(here)
+        os.sync()
+        top, real = os.open(disk.path, os.O_RDONLY), os.fsync
+
+        def fsync(fd):  # between the opening of the directory, which would fail, and its sync
+            fcntl.ioctl(top, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+            real(fd)
+
+        os.rename(f"{here}/before", f"{here}/after")
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(StorageError) as caught:
+            sync_directory(here)
+        assert caught.value.errno == errno.EIO
+        os.close(top)
+        disk.unmount()
+        disk.mount()
+        assert os.listdir(here) == ["before"]
+
+    apart(body)
+    tried("power", 1)
 
 
 def _save_for_ever(path, size, pipe, last):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -119,11 +120,28 @@ def test_close_raises_for_a_required_one(run, arch, gate):
 
 
 def test_a_required_one_is_waited_for_while_it_moves(run, arch, monkeypatch):
-    """For a required mirror, close waits as long as bytes are on their way, however long that takes in all."""
+    """For a required mirror, close waits as long as bytes are on their way, however long that takes in all.
+
+    The clock goes on only while the copy waits for its limit, so a slow disk changes nothing.
+    """
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            time.sleep(seconds / 4)
+            self.now += seconds
+
+    clock = Clock()
+    monkeypatch.setattr(mirroring, "time", clock)
     monkeypatch.setattr(mirroring, "CLOSE_SECONDS", 2.0)
     train(run, 2)
     train(run, 0, [Mirror(arch, required=True, limit=10_000)])  # about three seconds for the two
     assert steps(arch) == [1, 2]
+    assert clock.now > 2.0
 
 
 def test_ctrl_c_ends_the_wait(run, arch, gate, monkeypatch):

@@ -1,5 +1,6 @@
 """P1, P4: trainings with two mirrors, killed at random moments, their directories deleted now and then."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -46,7 +47,8 @@ def test_a_storm(tmp_path, tried):
             process.kill()
             process.communicate()
             kills += 1
-            if chance.random() < 0.3 and steps(mirrors[0]):
+            # It may be gone still: killed before it was made anew.
+            if chance.random() < 0.3 and steps(mirrors[0]) and os.path.isdir(run):
                 shutil.rmtree(run)
         for mirror in mirrors:
             steps(mirror)  # each whole

@@ -278,7 +278,8 @@ class Mirroring:
             until = self._moved + throttle.delay(count, self._moved)
             while True:
                 self._check_going()
-                left = until - time.monotonic()
+                self._moved = time.monotonic()  # what waits for its limit is on its way
+                left = until - self._moved
                 if left <= 0:
                     return
                 time.sleep(min(_STEP, left))
