@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast import continuation, cost, stage
-from holdfast.limit import TimeLimit, Where
+from holdfast.limit import SPARE, TimeLimit, Where
 from holdfast.log import logger
 from holdfast.pace import Pace
 from holdfast.signals import Signals
@@ -30,13 +32,16 @@ Key = tuple[int, int, int]
 class Departure:
     """Asked at each boundary whether to leave there; outside of Slurm only signals ask for it."""
 
-    def __init__(self, signals: Signals, pace: Pace) -> None:
-        self._signals, self._pace = signals, pace
+    def __init__(self, signals: Signals, pace: Pace, closing: Callable[[Mapping[str, float]], float]) -> None:
+        """`closing` gives the seconds that mirrors take after a save, from those of earlier launches by URL."""
+        self._signals, self._pace, self._closing = signals, pace, closing
         # What is rehearsed ends with its rehearsal, whatever job that runs in.
         job = slurm_job.here() if stage.current() is None else None
-        self._limit = TimeLimit(job, self._slowest_write) if job is not None else None
+        self._limit = TimeLimit(job, self._slowest_write, self._slowest_copies) if job is not None else None
         self._earlier: float | None = None
         """Seconds of the slowest of the last saves of earlier launches."""
+        self._copies: dict[str, float] = {}
+        """Of the same launches, and the slowest copies to mirrors."""
         self._entered_at: Key | None = None
 
     def enter(self, run: str, position: Key, launches: int) -> None:
@@ -64,12 +69,16 @@ class Departure:
                 launches,
                 shlex.quote(run),
             )
-        self._earlier = cost.slowest_write(book.read_events(run, _RECENT))
+        events = book.read_events(run, _RECENT)
+        self._earlier, self._copies = cost.slowest_write(events), cost.slowest_copies(events)
         self._limit.enter(_tell_of_shell(self._limit.job))
 
     def _slowest_write(self) -> float | None:
         here = self._pace.slowest_write
         return self._earlier if here is None else here
+
+    def _slowest_copies(self) -> float:
+        return self._closing(self._copies)
 
     def leave(self) -> None:
         """The loop is over."""
@@ -125,18 +134,25 @@ class Departure:
 
     # -- afterwards ----------------------------------------------------------------------------
 
-    def requeue(self, saved: Key | None, launches: int) -> bool:
+    def requeue(self, saved: Key | None, launches: int, bring_mirrors: Callable[[float], None]) -> bool:
         """Lets Slurm start the job again where that is how it goes on; whether it will.
 
         Args:
             saved: the progress of the newest checkpoint.
             launches: how many launches before this one began where it began.
+            bring_mirrors: waits for mirrors, at most so many seconds.
 
         """
-        if self._limit is None:
+        limit = self._limit
+        if limit is None:
             return False
+        left = limit.left(self._signals.asked_at if self.signal == "SIGTERM" else None)
+        patience = math.inf if left is None else max(0.0, left - SPARE)
         return continuation.requeue(
-            self._limit, moved=saved not in (None, self._entered_at), launches=launches
+            limit,
+            lambda: bring_mirrors(patience),
+            moved=saved not in (None, self._entered_at),
+            launches=launches,
         )
 
 

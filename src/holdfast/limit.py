@@ -50,6 +50,7 @@ class TimeLimit:
     Args:
         job: the job that this process is in.
         measured: seconds of the slowest of the last saves, None while there is none.
+        after: seconds that mirrors take after a save.
         clock: monotonic seconds.
         wall: seconds since the epoch.
 
@@ -64,10 +65,11 @@ class TimeLimit:
         self,
         job: Job,
         measured: Callable[[], float | None],
+        after: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.job, self._measured, self._clock, self._wall = job, measured, clock, wall
+        self.job, self._measured, self._after, self._clock, self._wall = job, measured, after, clock, wall
         self.end: float | None = None
         self._early = 0.0
         self.record: Record | None = None
@@ -202,13 +204,15 @@ class TimeLimit:
         measured = self._measured()
         if self.end is not None and measured is not None and not self._told_plan:
             self._told_plan = True
+            after = self._after()
             longest = max((max(apart, default=0.0) for apart in self._apart.values()), default=0.0)
             logger.info(
-                "%s: the last save is planned %s before its end: saves take up to %s (times %.1f, and %.0f s for the process "
+                "%s: the last save is planned %s before its end: saves take up to %s%s (times %.1f, and %.0f s for the process "
                 "to end), and the next boundary may be %s away.",
                 self.job,
                 exact(self._margin(LEAST) + longest),
                 exact(measured),
+                f", and {exact(after)} until its mirrors have it" if after else "",
                 FACTOR,
                 SPARE,
                 exact(longest),
@@ -217,7 +221,7 @@ class TimeLimit:
     def _margin(self, unmeasured: float) -> float:
         """Seconds before the end at which a save must be begun; a save that was never measured takes `unmeasured`."""
         measured = self._measured()
-        return (unmeasured if measured is None else measured) * FACTOR + SPARE
+        return ((unmeasured if measured is None else measured) + self._after()) * FACTOR + SPARE
 
     def due(self) -> str | None:
         """Why a save is made here from which the training goes on; None where none is. Each reason comes once."""

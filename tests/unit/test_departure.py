@@ -4,9 +4,11 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 import holdfast
+from holdfast import cost
 from holdfast.errors import Preempted
 from holdfast.store import book
 
@@ -96,3 +98,46 @@ def test_launches_that_get_nowhere_are_told_of(scontrol, tmp_path, monkeypatch, 
     assert [len(lines) for lines in said] == [0, 0, 1, 1, 0]
     assert "Slurm job 41: the last 2 launches began where this one does, and got no further" in said[2][0]
     assert "Next: " in said[2][0] and "run.batches(" in said[2][0]
+
+
+def test_mirrors_are_brought_up_to_date_before_a_job_is_queued_again(scontrol, tmp_path, monkeypatch):
+    """Slurm ends the process as soon as it is asked to: by then a required mirror has what was saved last."""
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    monkeypatch.setenv("HOLDFAST_CONTINUE", "requeue")
+    show = SHOW.format(state="RUNNING", end=int(time.time()) + 600)
+    there = tmp_path / "shared" / "run"
+    scontrol(
+        f"case $1-$2 in requeue-*) ls {there} >{tmp_path}/then;; show-config) ;; *) cat <<'END'\n{show}END\n;; esac\n"
+    )
+    (tmp_path / "shared").mkdir()
+    mirror = holdfast.Mirror(there, limit="1MB", required=True)
+    run = holdfast.Run(tmp_path / "run", every=holdfast.Every(steps=10**6), mirrors=[mirror])
+    run.state["x"] = np.random.default_rng(0).bytes(1_000_000)
+    with pytest.raises(Preempted):
+        for step in run.steps(100):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    run.close()
+    (saved,) = run.checkpoints
+    assert saved.name in (tmp_path / "then").read_text().split()
+
+
+def test_mirrors_are_planned_for(tmp_path):
+    """What the slowest of a mirror's last copies took is what the next may take, from the history at first; others are bounded."""
+    (tmp_path / "shared").mkdir()
+    url = str(tmp_path / "shared" / "run")
+    run = holdfast.Run(tmp_path / "run", mirrors=[holdfast.Mirror(url, required=True)])
+    run.resume()
+    mirroring = run._training.mirroring
+    assert mirroring.closing_seconds({}) == 0.0
+    assert mirroring.closing_seconds({url: 70.0}) == 70.0
+    run.save(step=1, wait=True)
+    mirroring.wait(30.0)
+    assert 0.0 < mirroring.closing_seconds({url: 70.0}) < 70.0
+    mirroring.states[0].took = (1.0, 80.0, 2.0)
+    assert mirroring.closing_seconds({}) == 80.0
+    mirroring.states[0].mirror = holdfast.Mirror(url)
+    assert mirroring.closing_seconds({}) == 5.0
+    run.close()
+    events = [{"event": "mirror", "url": url, "seconds": seconds} for seconds in (99, *range(20), "x")]
+    assert cost.slowest_copies([*events, {"event": "mirror", "url": 3}]) == {url: 19.0}

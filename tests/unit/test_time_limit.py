@@ -16,9 +16,10 @@ JobId=41 JobName=digits
 class Course:
     """A loop under a time limit, on a clock that moves only when it is told to; epoch seconds are its own."""
 
-    def __init__(self, scontrol, job=None):
+    def __init__(self, scontrol, job=None, after=0.0):
         self.now, self.write, self._scontrol = 1000.0, None, scontrol
-        self.limit = TimeLimit(job or Job(id="41"), lambda: self.write, lambda: self.now, lambda: self.now)
+        times = {"clock": lambda: self.now, "wall": lambda: self.now}
+        self.limit = TimeLimit(job or Job(id="41"), lambda: self.write, lambda: after, **times)
 
     def say(self, end, state="RUNNING", reason="None", kill_wait="30 sec"):
         show = SHOW.format(state=state, reason=reason, end=end)
@@ -60,6 +61,19 @@ def test_the_last_boundary_from_which_another_save_fits(course):
     need = 10 + 20 * FACTOR + SPARE
     assert course.now + need >= 2000
     assert reached[-1] + need < 2000
+
+
+def test_mirrors_get_their_time(scontrol, caplog):
+    """Where a save is worth something only in a mirror, what the copy takes is planned for, too, and told."""
+    course = Course(scontrol, after=100.0)
+    course.say(2000)
+    course.write = 20.0
+    course.enter()
+    while not course.step(10):
+        pass
+    need = 10 + (20 + 100) * FACTOR + SPARE
+    assert 2000 - need <= course.now + 10 and course.now + need >= 2000
+    assert any("100 s until its mirrors have it" in record.getMessage() for record in caplog.records)
 
 
 def test_what_comes_after_an_epoch_is_measured_apart(course):
