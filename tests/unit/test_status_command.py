@@ -356,6 +356,20 @@ def test_time_in_the_queue_is_not_training(cluster, submitted):
         assert re.search(r"; the next one in about (19|20) s$", line(text, "saved"))
 
 
+def test_a_training_by_hand_while_jobs_wait(cluster, submitted):
+    """A training that somebody started himself gets on, though all jobs of the last submission still wait."""
+    put(cluster, ("1-4%1", "PENDING"))
+    run = holdfast.Run("runs/digits", every=holdfast.Every(steps=1))
+    for step in run.steps(100_000):
+        time.sleep(0.02)
+        if step == 5:
+            break
+    text = shown("runs/digits")
+    run.close()
+    assert re.match(r"in about \d+ (s|min|h), ", line(text, "complete"))
+    assert line(shown("runs/digits"), "complete").startswith("after about ")
+
+
 @pytest.mark.parametrize(("later", "save"), [(70, "is due"), (620, "was due 10 min ago")])
 def test_what_is_overdue_is_said_to_be(cluster, submitted, later, save):
     """Where save and end were expected earlier, they are told as that, and not as a matter of no time."""

@@ -277,9 +277,11 @@ def _since(standing: Standing, began: Sequence[Launch], now: float) -> float:
 
 
 def _runs(standing: Standing) -> bool:
-    if standing.tasks:
-        return standing.running is not None
-    return standing.holder is not None and standing.life in ("alive", "ours", "unknown")
+    if standing.running is not None:
+        return True
+    # Without a job that runs, somebody who can be seen may train by hand.
+    living = ("alive", "ours") if standing.tasks else ("alive", "ours", "unknown")
+    return standing.holder is not None and standing.life in living
 
 
 def _more_tasks(standing: Standing, began: Sequence[Launch], left: float, now: float) -> int | None:
