@@ -19,7 +19,7 @@ from submit_cluster import submit
 import holdfast
 from holdfast import Keep, files
 from holdfast.cli import screen as drawing
-from holdfast.jobs import record, standing
+from holdfast.jobs import record, rivals, standing
 from holdfast.store import book
 
 RECORD = """\
@@ -27,6 +27,7 @@ JobId={id} ArrayJobId=100 ArrayTaskId={task} JobName=digits
    JobState={state} Reason=None Dependency=(null)
    Requeue=1 Restarts=0 ExitCode=0:0
    StartTime={start} EndTime={end} Deadline=N/A
+   Command={command}
    StdOut={log}
 
 """
@@ -198,7 +199,7 @@ def submitted(cluster):
     return kept
 
 
-def put(cluster, *tasks):
+def put(cluster, *tasks, command="(null)"):
     now = int(time.time())
     cluster.write(
         "job-100",
@@ -210,6 +211,7 @@ def put(cluster, *tasks):
                 start=now - 60,
                 end=now + 540,
                 log=f"{os.getcwd()}/100-{task}.out",
+                command=command,
             )
             for n, (task, state) in enumerate(tasks, 1)
         ),
@@ -243,6 +245,15 @@ def test_tasks_and_their_logs(cluster, submitted):
     found = call_json("status", "runs/digits")
     assert found["counts"] == {"done": 1, "failed": 1, "running": 1, "waiting": 1}
     assert found["tasks"][2]["ends"] is not None
+
+
+def test_a_job_of_the_same_number_elsewhere_is_not_ours(cluster, submitted):
+    """On another cluster, or after numbers began anew, the job of that number runs another script: nothing is said of it."""
+    script = f"{os.getcwd()}/runs/digits/submitted/{submitted.id}/script.sh"
+    for command, state in ((script, "running"), ("/data/eve/job.sh", "unknown")):
+        put(cluster, ("1", "RUNNING"), command=command)
+        assert call_json("status", "runs/digits")["tasks"][0]["state"] == state
+        assert len(rivals.queued("runs/digits")) == (state == "running")
 
 
 def test_slurm_has_forgotten(cluster, submitted):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from holdfast.errors import SlurmError, StorageError
 from holdfast.jobs import record
+from holdfast.jobs.record import Submission
 from holdfast.slurm import commands
 from holdfast.slurm.commands import ENDED, Record
 from holdfast.store.holder import Holder, judge, myself
@@ -13,7 +14,7 @@ from holdfast.store.queue import ask_slurm
 from holdfast.store.watch import holder_of
 
 _SUBMISSIONS, _JOBS = 3, 20
-"""So many of the last ones are asked for."""
+"""So many of the last ones, and of each so many jobs, are asked for."""
 
 
 def warnings(run: str) -> list[str]:
@@ -38,18 +39,22 @@ def warnings(run: str) -> list[str]:
 
 def queued(run: str) -> Sequence[Record]:
     """The jobs of the last submissions that Slurm still has to end."""
-    numbers = [job for submission in record.submissions(run)[-_SUBMISSIONS:] for job in submission.jobs]
-    asked: list[commands.Question] = []
+    asked: list[tuple[Submission, commands.Question]] = []
     try:
-        for number in numbers[-_JOBS:]:
-            asked.append(commands.ask_for_job(number))  # noqa: PERF401 (those that were begun must be ended)
-        found = [one for question in asked for one in commands.read_jobs(question)]
+        for submission in record.submissions(run)[-_SUBMISSIONS:]:
+            for number in submission.jobs[-_JOBS:]:
+                asked.append((submission, commands.ask_for_job(number)))  # noqa: PERF401 (those begun must be ended)
+        return [
+            job
+            for submission, question in asked
+            for job in commands.read_jobs(question)
+            if submission.owns(job) and job.state not in ENDED
+        ]
     except SlurmError:
         return []
     finally:
-        for question in asked:
+        for _, question in asked:
             question.give_up()
-    return [one for one in found if one.state not in ENDED]
 
 
 def _living_holder(run: str) -> Holder | None:

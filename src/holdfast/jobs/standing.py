@@ -230,7 +230,9 @@ def _ask(found: groups.Group, ended: Sequence[Ended]) -> tuple[list[Record], str
         # All at once: a controller that does not answer is waited for only once.
         for number in groups.questions(found, ended):
             asked.append(commands.ask_for_job(number))  # noqa: PERF401 (those that were begun must be ended)
-        return [one for question in asked for one in commands.read_jobs(question)], "answered"
+        records = [one for question in asked for one in commands.read_jobs(question)]
+        owner = found.submission
+        return [one for one in records if owner is None or owner.owns(one)], "answered"
     except SlurmError as error:
         return [], f"{str(error).partition(' Next:')[0]} What follows is what the run itself holds"
     finally:

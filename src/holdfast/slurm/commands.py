@@ -57,6 +57,7 @@ class Record:
         end: when it ended, or when its time will be over.
         preempt: when it was told that others take its place.
         exit_code: like ``75:0``, the second number being a signal.
+        command: its script, with arguments; empty where Slurm does not tell.
         output: the file of its standard output.
         errors: the file of its standard error.
 
@@ -74,6 +75,7 @@ class Record:
     end: float | None = None
     preempt: float | None = None
     exit_code: str = ""
+    command: str = ""
     output: str = ""
     errors: str = ""
 
@@ -266,6 +268,7 @@ def _record(fields: dict[str, str]) -> Record:
         end=_moment(fields.get("EndTime")),
         preempt=_moment(fields.get("PreemptTime")),
         exit_code=fields.get("ExitCode", ""),
+        command="" if fields.get("Command") == "(null)" else fields.get("Command", ""),
         output=fields.get("StdOut", ""),
         errors=fields.get("StdErr", ""),
     )
