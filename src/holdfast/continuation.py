@@ -9,7 +9,7 @@ nothing about what its user wants.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from holdfast.errors import SlurmError, UsageError
@@ -69,11 +69,19 @@ def count_launch(before: Mapping[str, Any] | None, progress: Sequence[int]) -> d
     return {"progress": begun, "times": (before["times"] + 1 if same and before is not None else 0)}
 
 
-def requeue(limit: TimeLimit, *, moved: bool, launches: int, environ: Mapping[str, str] = os.environ) -> bool:
+def requeue(
+    limit: TimeLimit,
+    before: Callable[[], None],
+    *,
+    moved: bool,
+    launches: int,
+    environ: Mapping[str, str] = os.environ,
+) -> bool:
     """Lets Slurm start this job again, where that is how it goes on, and says so.
 
     Args:
         limit: of the job.
+        before: called before Slurm is asked to, since it ends this process then.
         moved: whether this launch got any further.
         launches: how many launches before this one began where it began.
         environ: of this process.
@@ -106,6 +114,7 @@ def requeue(limit: TimeLimit, *, moved: bool, launches: int, environ: Mapping[st
             launches + 1,
         )
         return False
+    before()
     try:
         commands.requeue(job.address)
     except SlurmError as error:

@@ -106,6 +106,15 @@ def slowest_write(events: list[dict[str, Any]]) -> float | None:
     )
 
 
+def slowest_copies(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds that the slowest of the last copies to each mirror took, by its URL."""
+    took: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("event") == "mirror" and isinstance(event.get("url"), str):
+            took.setdefault(event["url"], []).extend(_numbers(event, "seconds") or ())
+    return {url: max(seconds[-_SAVES:]) for url, seconds in took.items() if seconds}
+
+
 def _numbers(event: dict[str, Any], *names: str) -> tuple[float, ...] | None:
     """Numbers of a line that anybody may have written; None if one is missing, negative, absurd or none."""
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 import signal
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from holdfast import continuation, cost, stage
-from holdfast.limit import TimeLimit, Where
+from holdfast.limit import SPARE, TimeLimit, Where
 from holdfast.log import logger
 from holdfast.pace import Pace
 from holdfast.signals import Signals
@@ -18,6 +21,7 @@ from holdfast.store import book
 TIME_LIMIT = "time limit"
 CTRL_C = "Ctrl-C"
 _RECENT = 64 << 10  # bytes of the history, in which the last saves are
+_NOWHERE = 2  # launches without progress, from which on that is told
 _SIGNALLED_EARLIER = 60
 """Seconds by which Slurm may send a warning early, by its manual."""
 
@@ -28,17 +32,25 @@ Key = tuple[int, int, int]
 class Departure:
     """Asked at each boundary whether to leave there; outside of Slurm only signals ask for it."""
 
-    def __init__(self, signals: Signals, pace: Pace) -> None:
-        self._signals, self._pace = signals, pace
+    def __init__(self, signals: Signals, pace: Pace, closing: Callable[[Mapping[str, float]], float]) -> None:
+        """`closing` gives the seconds that mirrors take after a save, from those of earlier launches by URL."""
+        self._signals, self._pace, self._closing = signals, pace, closing
         # What is rehearsed ends with its rehearsal, whatever job that runs in.
         job = slurm_job.here() if stage.current() is None else None
-        self._limit = TimeLimit(job, self._slowest_write) if job is not None else None
+        self._limit = TimeLimit(job, self._slowest_write, self._slowest_copies) if job is not None else None
         self._earlier: float | None = None
         """Seconds of the slowest of the last saves of earlier launches."""
+        self._copies: dict[str, float] = {}
+        """Of the same launches, and the slowest copies to mirrors."""
         self._entered_at: Key | None = None
 
-    def enter(self, run: str, position: Key) -> None:
+    def enter(self, run: str, position: Key, launches: int) -> None:
         """A loop is entered: what its job asks for is looked at from now on.
+
+        Args:
+            run: the run's path.
+            position: where the training stands.
+            launches: how many launches before this one began there, too.
 
         Raises:
             UsageError: the environment asks for a continuation that there is not.
@@ -48,12 +60,25 @@ class Departure:
         if self._limit is None:
             return
         continuation.check_environment(run)
-        self._earlier = cost.slowest_write(book.read_events(run, _RECENT))
+        if launches >= _NOWHERE:
+            logger.warning(
+                "%s: the last %d launches began where this one does, and got no further. Next: read their logs (holdfast "
+                "status %s names them); if it was the time limit that ended them, a longer --time, or boundaries and saves "
+                "that come sooner (run.batches(…), Every(steps=…)).",
+                self._limit.job,
+                launches,
+                shlex.quote(run),
+            )
+        events = book.read_events(run, _RECENT)
+        self._earlier, self._copies = cost.slowest_write(events), cost.slowest_copies(events)
         self._limit.enter(_tell_of_shell(self._limit.job))
 
     def _slowest_write(self) -> float | None:
         here = self._pace.slowest_write
         return self._earlier if here is None else here
+
+    def _slowest_copies(self) -> float:
+        return self._closing(self._copies)
 
     def leave(self) -> None:
         """The loop is over."""
@@ -94,6 +119,8 @@ class Departure:
         if limit is None or reason == "SIGINT":
             return True
         left = limit.left(self._signals.asked_at if reason == "SIGTERM" else None)
+        if not limit.fits(left) and reason == "SIGTERM" and limit.runs_on():
+            left = limit.left(None)  # it was a warning (--signal=B:TERM@120)
         if limit.fits(left):
             return True
         logger.warning(
@@ -107,18 +134,25 @@ class Departure:
 
     # -- afterwards ----------------------------------------------------------------------------
 
-    def requeue(self, saved: Key | None, launches: int) -> bool:
+    def requeue(self, saved: Key | None, launches: int, bring_mirrors: Callable[[float], None]) -> bool:
         """Lets Slurm start the job again where that is how it goes on; whether it will.
 
         Args:
             saved: the progress of the newest checkpoint.
             launches: how many launches before this one began where it began.
+            bring_mirrors: waits for mirrors, at most so many seconds.
 
         """
-        if self._limit is None:
+        limit = self._limit
+        if limit is None:
             return False
+        left = limit.left(self._signals.asked_at if self.signal == "SIGTERM" else None)
+        patience = math.inf if left is None else max(0.0, left - SPARE)
         return continuation.requeue(
-            self._limit, moved=saved not in (None, self._entered_at), launches=launches
+            limit,
+            lambda: bring_mirrors(patience),
+            moved=saved not in (None, self._entered_at),
+            launches=launches,
         )
 
 
@@ -127,7 +161,7 @@ def _tell_of_shell(job: Job) -> float:
     found = shell.find()
     if found is None:
         return 0.0
-    remedy = "Next: write `exec python …` or `srun python …` in the batch script."
+    remedy = "Next: write `exec python …` or `srun python …` in the batch script, and `exec` in each script that it calls."
     if found.warned is not None and found.dies_early:
         name, seconds = found.warned
         logger.warning(
@@ -141,8 +175,9 @@ def _tell_of_shell(job: Job) -> float:
         return float(seconds + _SIGNALLED_EARLIER)
     if signal.SIGTERM not in found.catches:
         logger.warning(
-            "%s: a shell stands between Slurm and this process, and passes no signal on: scancel, requeue and preemption end "
-            "the training without a save. The time limit is planned for. %s",
+            "%s: a shell stands between Slurm and this process, and passes no signal on: scancel, requeue, preemption and a "
+            "warning that sbatch was asked for (--signal=B:…) end the training without a save. The time limit is planned "
+            "for. %s",
             job,
             remedy,
         )

@@ -13,6 +13,7 @@ import time
 
 from holdfast import files
 from holdfast.cost import SUGGESTED, Choice, SaveCost, choices, save_cost, suggested_interval, used_every
+from holdfast.durations import about
 from holdfast.errors import NotFoundError, UsageError
 from holdfast.storage import file_system_type, free_bytes, refuse_object_store
 from holdfast.store import book, catalog, quota, sources
@@ -203,7 +204,7 @@ def _suggestions(storage: Storage, cost: SaveCost | None, intervals: list[Choice
             seconds = suggested_interval(cost)
             said.append(
                 f"A save costs the training {cost.cost_seconds:.2g} s. With every={SUGGESTED} it would be saved every "
-                f"{_shown(seconds)}, for {100 * cost.cost_seconds / seconds:.2g} % of its time; a kill then costs at "
+                f"{about(seconds)}, for {100 * cost.cost_seconds / seconds:.2g} % of its time; a kill then costs at "
                 f"most that much work."
             )
         if left < 3 * cost.bytes:
@@ -219,16 +220,6 @@ def _suggestions(storage: Storage, cost: SaveCost | None, intervals: list[Choice
             f"`holdfast doctor RUN` knows their real cost."
         )
     return said
-
-
-def _shown(seconds: float) -> str:
-    return (
-        f"{seconds:.2g} s"
-        if seconds < 10
-        else f"{seconds:.0f} s"
-        if seconds < 600
-        else f"{seconds / 60:.0f} minutes"
-    )
 
 
 # -- Slurm -------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ what was then left has passed (a limit may be changed while the job runs), and b
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from holdfast.durations import exact
 from holdfast.errors import SlurmError
 from holdfast.log import logger
 from holdfast.slurm import commands
@@ -48,6 +50,7 @@ class TimeLimit:
     Args:
         job: the job that this process is in.
         measured: seconds of the slowest of the last saves, None while there is none.
+        after: seconds that mirrors take after a save.
         clock: monotonic seconds.
         wall: seconds since the epoch.
 
@@ -62,16 +65,17 @@ class TimeLimit:
         self,
         job: Job,
         measured: Callable[[], float | None],
+        after: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.job, self._measured, self._clock, self._wall = job, measured, clock, wall
+        self.job, self._measured, self._after, self._clock, self._wall = job, measured, after, clock, wall
         self.end: float | None = None
         self._early = 0.0
         self.record: Record | None = None
         self.kill_wait = KILL_WAIT
         self._questions: dict[str, Question] = {}
-        self._answered = False
+        self._answered = self._unknown = False
         self._looked = self._next_look = 0.0
         self._told_plan = self._measuring = self._warned = False
         self._mark: tuple[float, Where] | None = None
@@ -124,9 +128,14 @@ class TimeLimit:
                 self._conclude()
 
     def _take(self, record: Record | None) -> None:
-        if record is not None:
-            self.record = record
-            self.end = None if record.end is None else self._on_clock(record.end)
+        self._unknown = record is None
+        if record is None:
+            return
+        self.record = record
+        if not record.array:  # its variables were inherited, where the environment names one
+            self.job = dataclasses.replace(self.job, array="", task=None)
+        end = record.end if record.state not in commands.ENDED else None
+        self.end = None if end is None else self._on_clock(end)
 
     def _conclude(self) -> None:
         """The controller has answered, or cannot be asked."""
@@ -137,13 +146,21 @@ class TimeLimit:
             if self.end is not None:
                 left = self.end - now
                 ends = time.strftime("%H:%M:%S", time.localtime(self._wall() + left))
-                logger.info("%s: its time is over at %s, in %s.", self.job, ends, shown(left))
+                logger.info("%s: its time is over at %s, in %s.", self.job, ends, exact(left))
             elif self.record is None:
+                why = "Slurm does not know this job" if self._unknown else "scontrol does not answer here"
                 logger.warning(
-                    "%s: its time limit is not known, since scontrol does not answer here, so no save is planned before "
-                    "it. Next: export SLURM_JOB_END_TIME (seconds since the epoch) in the batch script; in a "
-                    "container, pass it on.",
+                    "%s: its time limit is not known, since %s, so no save is planned before it. Next: export "
+                    "SLURM_JOB_END_TIME (seconds since the epoch) in the batch script; in a container, pass it on.",
                     self.job,
+                    why,
+                )
+            elif self.record.state in commands.ENDED:
+                logger.warning(
+                    "%s has ended (%s), so this process is in no job, and no save is planned before a time limit. Next: unset "
+                    "SLURM_JOB_ID, which is left over here.",
+                    self.job,
+                    self.record.state.lower(),
                 )
         self._next_look = now + max(_SOON, (self.end - now) / 2) if self.end is not None else float("inf")
 
@@ -187,22 +204,24 @@ class TimeLimit:
         measured = self._measured()
         if self.end is not None and measured is not None and not self._told_plan:
             self._told_plan = True
+            after = self._after()
             longest = max((max(apart, default=0.0) for apart in self._apart.values()), default=0.0)
             logger.info(
-                "%s: the last save is planned %s before its end: saves take up to %s (times %.1f, and %.0f s for the process "
+                "%s: the last save is planned %s before its end: saves take up to %s%s (times %.1f, and %.0f s for the process "
                 "to end), and the next boundary may be %s away.",
                 self.job,
-                shown(self._margin(LEAST) + longest),
-                shown(measured),
+                exact(self._margin(LEAST) + longest),
+                exact(measured),
+                f", and {exact(after)} until its mirrors have it" if after else "",
                 FACTOR,
                 SPARE,
-                shown(longest),
+                exact(longest),
             )
 
     def _margin(self, unmeasured: float) -> float:
         """Seconds before the end at which a save must be begun; a save that was never measured takes `unmeasured`."""
         measured = self._measured()
-        return (unmeasured if measured is None else measured) * FACTOR + SPARE
+        return ((unmeasured if measured is None else measured) + self._after()) * FACTOR + SPARE
 
     def due(self) -> str | None:
         """Why a save is made here from which the training goes on; None where none is. Each reason comes once."""
@@ -240,21 +259,12 @@ class TimeLimit:
             return max(0.0, terminated + self.kill_wait - self._clock())
         return None if self.end is None else max(0.0, self.end - self._clock())
 
+    def runs_on(self) -> bool:
+        """Whether the job goes on after a SIGTERM; asks again, and waits for the answer."""
+        record = self.ask_again()
+        return record is not None and record.state in commands.RUNNING and record.preempt is None
+
     def fits(self, left: float | None) -> bool:
         """Whether a save may be begun with so many seconds left: one that was measured to fit, or was never measured."""
         measured = self._measured()
         return left is None or measured is None or measured <= FITS * left
-
-
-def shown(seconds: float) -> str:
-    """A duration for people: ``0.014 s``, ``0.4 s``, ``58 s``, ``9 min 58 s``, ``23 h 59 min``."""
-    if seconds < 0.1:
-        return f"{max(0.0, seconds):.3f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    whole = round(seconds)
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from holdfast import restoring, resuming
-from holdfast.errors import HoldfastError, UsageError
+from holdfast.errors import HoldfastError, LeaseError, UsageError
 from holdfast.format.manifest import Goal, Manifest
 from holdfast.log import logger
 from holdfast.state import adapters, streams
@@ -37,6 +37,7 @@ class Loop:
         self._pid = os.getpid()
         # Weak, so that leaving the batches by `break` ends them there and then.
         self._current: weakref.ref[Generator[tuple[int, Any], None, None]] | None = None
+        self._lost = False
         self._warned: set[str] = set()
         self._assumed: list[str] = []
         """Generators that a resume took for untouched by the body's top, without knowing it."""
@@ -76,7 +77,10 @@ class Loop:
         training.goal = Goal(kind, goal)
         training.ended = False
         training.raise_failure()
-        manifest = resuming.resume(training, takes)
+        try:
+            manifest = resuming.resume(training, takes)
+        except LeaseError as error:
+            raise self._give_way(error) from None
         before = manifest.goal if manifest is not None else None
         if before is not None and before.kind != kind:
             training.give_up()
@@ -103,10 +107,17 @@ class Loop:
         training.loader.ended = {}
         training.read_ahead()
         training.overlap.install(training.things)
-        training.departure.enter(training.open().path, training.position.key())
+        session = training.open()
+        launches = (session.book.restarts or {}).get("times", 0)
+        training.departure.enter(session.path, training.position.key(), launches)
         training.signals.inside = inside
         training.signals.install()
         return True
+
+    def _give_way(self, error: LeaseError) -> LeaseError:
+        """The error that ends a loop because the run is somebody else's: which of our lines noticed it says nothing."""
+        self._lost = True
+        return error.with_traceback(None)
 
     def finish(self) -> None:
         """The goal is reached, or `stop` was called: everything is durable already."""
@@ -144,6 +155,8 @@ class Loop:
         if training.ended:
             return
         training.note_end("left")
+        if self._lost:
+            return
         name = training.newest_name()
         if name is None:
             logger.info(
@@ -180,6 +193,8 @@ class Loop:
                     break
             early = False
             self.finish()
+        except LeaseError as error:
+            raise self._give_way(error) from None
         except BaseException as error:
             early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
             raise
@@ -210,6 +225,8 @@ class Loop:
                     break
             early = False
             self.finish()
+        except LeaseError as error:
+            raise self._give_way(error) from None
         except BaseException as error:
             early = early and not isinstance(error, SystemExit | KeyboardInterrupt)
             raise
@@ -252,8 +269,10 @@ class Loop:
                 length = source.length()
                 training.position.exhausted = length is not None and training.position.batch >= length
                 training.boundary(between=not training.position.exhausted)
-        except BaseException:
+        except BaseException as error:
             self._current = None
+            if isinstance(error, LeaseError):
+                raise self._give_way(error) from None
             raise
         finally:
             if handed_out:  # left by break: the batch in hand counts as done

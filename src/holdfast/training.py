@@ -128,7 +128,7 @@ class Training:
         self.stopped = False
         self.journal = Journal(options.keep.metric)
         self.pace = Pace(options.every, time.monotonic)
-        self.departure = departure.Departure(self.signals, self.pace)
+        self.departure = departure.Departure(self.signals, self.pace, self._closing_seconds)
         self.known = Known()
         self.overlap = Overlap(self.known, wanted=options.overlap)
         self.applied: dict[str, Any] = {}
@@ -474,9 +474,16 @@ class Training:
             raise KeyboardInterrupt
         logger.info("%s: %s is saved; ending with exit code 75.", asked, name)
         launches = (self.open().book.restarts or {}).get("times", 0)
-        requeued = not complete and self.departure.requeue(self._last_saved, launches)
+        requeued = not complete and self.departure.requeue(self._last_saved, launches, self._bring_mirrors)
         self.note_end(asked, **({"requeued": True} if requeued else {}))
         raise Preempted(f"{asked}: {name} is saved")
+
+    def _closing_seconds(self, earlier: Mapping[str, float]) -> float:
+        return self.mirroring.closing_seconds(earlier) if self.mirroring is not None else 0.0
+
+    def _bring_mirrors(self, at_most: float) -> None:
+        if self.mirroring is not None:
+            self.mirroring.wait(mirroring.SIGNAL_SECONDS, at_most)
 
     def note_end(self, why: str, **facts: Any) -> None:
         """Tells the history why a loop ended."""

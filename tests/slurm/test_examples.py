@@ -52,7 +52,7 @@ def needs(module):
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [pytest.param("torch", 10, marks=needs("torch")), pytest.param("keras", 3, marks=needs("tensorflow"))],
+    [pytest.param("torch", 4, marks=needs("torch")), pytest.param("keras", 3, marks=needs("tensorflow"))],
 )
 def test_tasks_with_growing_goals_are_one_training(lab, tmp_path, name, tasks):
     """Each task trains 500 steps more than the one before, one at a time; the end equals one training's, to the bit."""
@@ -78,7 +78,7 @@ def test_tasks_with_one_goal_are_one_training(lab, tmp_path):
     script = (folder / "digits_torch.sh").read_text(encoding="utf-8")
     script = re.sub(r"^numOfSteps=.*\n", "", script, flags=re.M)
     script = script.replace("# numOfSteps=5000\n", f"numOfSteps={GOAL}\n")
-    array = slurm.sbatch(script, *SMALL, "--array=1-5%1", cwd=folder, **SETTINGS)
+    array = slurm.sbatch(script, *SMALL, "--array=1-4%1", cwd=folder, **SETTINGS)
     slurm.wait_for_line(folder / "log.1", "step 500:")
     slurm.signal(f"{array}_1", "USR1")
     slurm.wait_until(f"{array}_1")
@@ -86,9 +86,9 @@ def test_tasks_with_one_goal_are_one_training(lab, tmp_path):
     slurm.cancel(f"{array}_2")
     train_through("torch", tmp_path / "through", GOAL)
     ends = slurm.wait_for_array(array)
-    assert ends == {"1": "FAILED", "2": "CANCELLED", **{str(task): "COMPLETED" for task in range(3, 6)}}
+    assert ends == {"1": "FAILED", "2": "CANCELLED", **{str(task): "COMPLETED" for task in (3, 4)}}
     assert slurm.record(f"{array}_1")["ExitCode"] == "75:0"
-    for task in range(2, 6):
+    for task in (2, 3, 4):
         said = slurm.text_of(folder / f"{array}-{task}.err")
         assert ("resumed from" if task <= 3 else f"complete at epoch 0, step {GOAL} ") in said
         assert (f"{GOAL} steps are done" in slurm.text_of(folder / f"log.{task}")) == (task >= 3)
@@ -98,7 +98,7 @@ def test_tasks_with_one_goal_are_one_training(lab, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [pytest.param("torch", 3, marks=needs("torch")), pytest.param("keras", 2, marks=needs("tensorflow"))],
+    [pytest.param("torch", 2, marks=needs("torch")), pytest.param("keras", 2, marks=needs("tensorflow"))],
 )
 def test_the_examples_submitted_are_one_training(lab, tmp_path, name, tasks):
     """The same by `holdfast submit`, with goals that depend on the task: one training, one task at a time, to the bit."""

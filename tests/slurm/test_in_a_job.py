@@ -14,8 +14,6 @@ from holdfast import comparison
 from holdfast.store import book
 
 TRAINING = os.path.join(slurm.HERE, "training.py")
-# As many threads in both of two trainings that are compared.
-SETTINGS = {"OMP_NUM_THREADS": "1"}
 
 
 def script(words, *, start="exec python", lines=()):
@@ -30,7 +28,7 @@ def submit(lab, tmp_path):
 
     def call(words, *options, **parts):
         options = ("--time=5", "--output=%j.out", "--open-mode=append", *options)
-        return slurm.sbatch(script(words, **parts), *options, cwd=tmp_path, **SETTINGS)
+        return slurm.sbatch(script(words, **parts), *options, cwd=tmp_path)
 
     return call
 
@@ -58,13 +56,12 @@ def assert_like_one_through(folder, steps, run="run"):
     shutil.rmtree(through, ignore_errors=True)
     through.mkdir()
     words = [sys.executable, TRAINING, str(steps), "--pause=0"]
-    environ = {**os.environ, **SETTINGS}
-    subprocess.run(words, cwd=through, env=environ, check=True, capture_output=True, timeout=120)
+    subprocess.run(words, cwd=through, check=True, capture_output=True, timeout=120)
     first, second = holdfast.open(str(folder / run)), holdfast.open(str(through / "run"))
     assert comparison.compare(first, second).equal
 
 
-# -- the limit ---------------------------------------------------------------------------------
+# -- an array, and the limit ---------------------------------------------------------------------------------
 
 
 def test_the_last_save_is_planned_before_the_limit(submit, tmp_path):
@@ -89,22 +86,36 @@ def test_the_last_save_is_planned_before_the_limit(submit, tmp_path):
     assert_like_one_through(tmp_path, goal)
 
 
+def test_ten_tasks_are_one_training(submit, tmp_path):
+    """Ten tasks, each with a goal that follows from its number and with a log of its own, end like one training."""
+    words = '"$numOfSteps" --pause=0 > "log.$SLURM_ARRAY_TASK_ID"'
+    goal = ["numOfSteps=$(( 20 * SLURM_ARRAY_TASK_ID ))"]
+    array = submit(words, "--array=1-10%1", "--output=%A-%a.out", lines=goal)
+    assert set(slurm.wait_for_array(array).values()) == {"COMPLETED"}
+    for task in range(1, 11):
+        log = slurm.text_of(tmp_path / f"log.{task}")
+        assert re.findall(r"^did (\d+)$", log, re.M) == [
+            str(step) for step in range(20 * task - 20, 20 * task)
+        ]
+    assert_like_one_through(tmp_path, 200)
+
+
 def test_a_job_that_asks_for_it_is_queued_again(submit, tmp_path):
     """With HOLDFAST_CONTINUE=requeue one job goes on under its number until the goal, and is one training."""
-    job = submit("120", "--requeue", lines=["export HOLDFAST_CONTINUE=requeue"])
+    job = submit("300", "--requeue", lines=["export HOLDFAST_CONTINUE=requeue"])
     slurm.wait_for_line(tmp_path / f"{job}.out", "did 20")
     slurm.signal(job, "USR1")
     slurm.wait_for_line(tmp_path / f"{job}.out", "restart 1")
     assert slurm.wait_until(job) == "COMPLETED"
     text = said(tmp_path, job)
     assert text.count("queued again (HOLDFAST_CONTINUE=requeue)") == 1
-    assert text.count("the training is over") == 1
+    assert text.count("done: ") == 1
     assert slurm.record(job)["Restarts"] == "1"
     assert [(end["why"], end.get("requeued")) for end in ends(tmp_path)] == [
         ("SIGUSR1", True),
         ("goal reached", None),
     ]
-    assert_like_one_through(tmp_path, 120)
+    assert_like_one_through(tmp_path, 300)
 
 
 def test_a_task_is_queued_again_alone(submit, tmp_path):
@@ -113,7 +124,7 @@ def test_a_task_is_queued_again_alone(submit, tmp_path):
     for task in ("1", "2"):
         (tmp_path / task).mkdir()
         shutil.copy(TRAINING, tmp_path / task)
-    array = submit("60", "--array=1-2%1", "--requeue", "--output=%A-%a.out", lines=asks)
+    array = submit("400 --pause=0.02", "--array=1-2%1", "--requeue", "--output=%A-%a.out", lines=asks)
     slurm.wait_for_line(tmp_path / f"{array}-2.out", "did 5")
     assert slurm.record(f"{array}_2")["JobId"] == array
     slurm.signal(f"{array}_2", "USR1")
@@ -190,6 +201,11 @@ def test_a_shell_in_between_is_told_of(submit, tmp_path):
     text = said(tmp_path, job)
     assert text.count("a shell stands between Slurm and this process") == 1
     assert "Next: write `exec python …` or `srun python …`" in text
+    (tmp_path / "called.sh").write_text('#!/bin/bash\npython "$@"\n')
+    (tmp_path / "called.sh").chmod(0o755)
+    job = submit("65", start="exec ./called.sh")
+    assert slurm.wait_until(job) == "COMPLETED"
+    assert said(tmp_path, job).count("a shell stands between Slurm and this process") == 1
     for start, lines in (("exec python", []), ("srun python", []), ("python", ["trap : TERM"])):
         job = submit("70", start=start, lines=lines)
         assert slurm.wait_until(job) == "COMPLETED"
@@ -238,11 +254,10 @@ def test_a_failure_is_not_queued_again(submit, tmp_path):
 
 TOO_EARLY = """
 import os, signal
-import torch
 import holdfast
 
 run = holdfast.Run("run")
-run.track(model=torch.nn.Linear(2, 2))
+run.state["n"] = 0
 for epoch in run.epochs(3):
     os.kill(os.getpid(), signal.SIGUSR1)  # a warning before the first batch, at each launch
     for batch in run.batches(range(10)):
@@ -291,19 +306,19 @@ def test_several_tasks_of_one_srun_are_told_of_it(submit, tmp_path):
     slurm.until(lambda: said(tmp_path, job).count(told) == 2, "two refusals")
     (tmp_path / "go").touch()
     assert slurm.wait_until(job) == "FAILED"
-    assert said(tmp_path, job).count("the training is over") == 1
+    assert said(tmp_path, job).count("done: ") == 1
     assert_like_one_through(tmp_path, 60)
 
 
 def test_a_task_waits_for_the_one_before_to_end(submit, tmp_path):
     """Slurm starts the next task while a cancelled one is still ending: it waits for that, and continues from it."""
-    array = submit("60 --linger=9", "--array=1-2%1", "--output=%A-%a.out")
+    array = submit("200 --linger=9", "--array=1-2%1", "--output=%A-%a.out")
     slurm.wait_for_line(tmp_path / f"{array}-1.out", "did 20")
     slurm.cancel(f"{array}_1")
     assert slurm.wait_for_array(array) == {"1": "CANCELLED", "2": "COMPLETED"}
     text = slurm.text_of(tmp_path / f"{array}-2.out")
     assert "resumed from" in text
-    assert_like_one_through(tmp_path, 60)
+    assert_like_one_through(tmp_path, 200)
 
 
 def test_the_second_waits_where_it_is_told_to(submit, tmp_path):

@@ -15,12 +15,12 @@ REQUEUE = "export HOLDFAST_CONTINUE=requeue\n"
 
 @pytest.fixture
 def submit(lab, tmp_path):
-    """Submits `counting.py` in the test's folder."""
-    shutil.copy(os.path.join(slurm.HERE, "counting.py"), tmp_path)
+    """Submits `training.py` in the test's folder."""
+    shutil.copy(os.path.join(slurm.HERE, "training.py"), tmp_path)
 
     def call(words, *options, before="", start="exec python"):
         options = ("--time=5", "--output=%j.out", "--open-mode=append", *options)
-        return slurm.sbatch(f"#!/bin/bash\n{before}{start} counting.py {words}\n", *options, cwd=tmp_path)
+        return slurm.sbatch(f"#!/bin/bash\n{before}{start} training.py {words}\n", *options, cwd=tmp_path)
 
     return call
 
@@ -39,7 +39,7 @@ def through(folder, steps):
     """What the same training says that nothing befell."""
     place = folder / "through"
     place.mkdir()
-    words = [sys.executable, f"{folder}/counting.py", str(steps), "--pause=0"]
+    words = [sys.executable, f"{folder}/training.py", str(steps), "--pause=0"]
     return result(subprocess.run(words, cwd=place, check=True, capture_output=True, text=True).stdout)
 
 

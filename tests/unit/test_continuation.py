@@ -14,7 +14,7 @@ JobId=40 ArrayJobId=40 ArrayTaskId=3 JobName=digits
    StartTime=1000 EndTime=2000 Deadline=N/A
    PreemptEligibleTime=1000 PreemptTime={preempt}
 """
-JOB = Job(id="40", array="40", task=3, last_task=3)
+JOB = Job(id="40", array="40", task=3)
 
 
 @pytest.fixture
@@ -40,9 +40,15 @@ def asked(scontrol, tmp_path):
         scontrol(f"[ $1 = requeue ] && {{ echo $2 >> {log}; {refusal}; }}\ncat <<'END'\n{show}END\n")
         environ = {continuation.CONTINUE: word} if word else {}
         comes_back = continuation.requeue(
-            TimeLimit(JOB, lambda: None), moved=moved, launches=launches, environ=environ
+            TimeLimit(JOB, lambda: None, lambda: 0.0),
+            lambda: log.write_text("ready "),
+            moved=moved,
+            launches=launches,
+            environ=environ,
         )
-        return comes_back, log.read_text().split() if log.exists() else []
+        told = log.read_text().split() if log.exists() else []
+        assert told[:1] in ([], ["ready"])  # nothing is asked for before all is ready for it
+        return comes_back, told[1:]
 
     return call
 
@@ -93,11 +99,13 @@ def test_a_refusal_of_slurm_is_told(asked, caplog):
 def test_a_controller_that_is_silent_is_told(asked, scontrol, caplog):
     """Where Slurm does not answer, the job is not queued again, and that is said."""
     scontrol("exit 1")
-    limit = TimeLimit(JOB, lambda: None)
-    assert not continuation.requeue(limit, moved=True, launches=0, environ={continuation.CONTINUE: "requeue"})
+    limit = TimeLimit(JOB, lambda: None, lambda: 0.0)
+    assert not continuation.requeue(
+        limit, print, moved=True, launches=0, environ={continuation.CONTINUE: "requeue"}
+    )
     assert "cannot be queued again: scontrol does not answer" in caplog.text
     caplog.clear()
-    assert not continuation.requeue(limit, moved=True, launches=0, environ={})
+    assert not continuation.requeue(limit, print, moved=True, launches=0, environ={})
     assert caplog.text == ""
 
 

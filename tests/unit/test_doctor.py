@@ -189,11 +189,11 @@ def test_choices():
     [
         (
             {"overhead": 0.01, "mtbf": "24h"},
-            "every 41 s: 0.41 s a save / overhead 0.01 (mtbf 24h alone would give 266 s; a write takes 1.2 s)",
+            "every 41 s: 0.41 s a save / overhead 0.01 (mtbf 24h alone would give 4 min 26 s; a write takes 1.2 s)",
         ),
         (
             {"overhead": 0.001, "mtbf": "24h"},
-            "every 266 s: √(2 · 0.41 s a save · mtbf 24h) (overhead 0.001 alone would give 410 s; a write takes 1.2 s)",
+            "every 4 min 26 s: √(2 · 0.41 s a save · mtbf 24h) (overhead 0.001 alone would give 6 min 50 s; a write takes 1.2 s)",
         ),
         (
             {"overhead": 0.01, "write_seconds": 55},

@@ -67,6 +67,15 @@ def test_a_job_that_slurm_has_forgotten_has_ended(tmp_path, slurm, scontrol):
     assert clock.now == 1000.0
 
 
+def test_a_job_of_somebody_else_may_only_be_hidden(tmp_path, slurm, scontrol):
+    """Where a cluster hides others' jobs (PrivateData=jobs), a colleague's living job is as unknown as one that ended: its beat tells."""
+    scontrol("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    put(tmp_path, user="another")
+    clock = Time()
+    clock.acquire(tmp_path, stale_after=120).release()
+    assert clock.now >= 1120.0
+
+
 def test_a_running_job_keeps_its_run(tmp_path, slurm):
     """A holder whose job runs is not taken over, however still it is: the error names the job."""
     slurm("RUNNING")

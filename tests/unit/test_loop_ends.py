@@ -7,12 +7,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+import traceback
 
 import pytest
 import torch
 
 import holdfast
-from holdfast import Every, Keep, Preempted, UsageError, files
+from holdfast import Every, Keep, LeaseError, Preempted, UsageError, files
 from holdfast.payload import threads
 from holdfast.store import book
 
@@ -312,6 +314,43 @@ def test_a_goal_of_nothing(path, kind):
 
 
 # -- close, and children ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["steps", "epochs", "batches"])
+def test_a_run_that_another_one_took_over(path, kind, capsys):
+    """A lost lease ends the loop with the user's own line and one message; nobody is told to go on with the run."""
+    run = holdfast.Run(path, every=Every(epochs=1, steps=None if kind == "epochs" else 1))
+
+    def train():
+        for number in run.steps(9) if kind == "steps" else run.epochs(9):
+            yield from run.batches(BATCHES) if kind == "batches" else [number]
+
+    with pytest.raises(LeaseError, match="is lost") as caught:
+        for _ in train():
+            run.state["n"] = 1
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(path, "lease-000001"), os.path.join(path, "lease-000002"))
+    frames = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.tb)]
+    assert set(frames) == {os.path.basename(__file__), "loop.py"}
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert "continues from it" not in capsys.readouterr().err
+    run.close()
+
+
+def test_a_launch_that_is_refused_is_told_in_few_lines(path):
+    """Where somebody else holds the run, the user's own line and the message are shown, and none of ours."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", f"import holdfast; next(iter(holdfast.Run({path!r}).steps(2))); input()"],
+        stdin=subprocess.PIPE,
+    )
+    while not os.path.exists(os.path.join(path, "run.json")):
+        assert other.poll() is None
+        time.sleep(0.01)
+    with pytest.raises(LeaseError, match="is held by") as caught:
+        next(iter(holdfast.Run(path).steps(2)))
+    other.communicate(b"\n")
+    frames = [os.path.basename(frame.filename) for frame in traceback.extract_tb(caught.tb)]
+    assert set(frames) == {os.path.basename(__file__), "loop.py"}
 
 
 def test_a_run_closed_inside_its_loop(path):

@@ -1,5 +1,7 @@
 """What Slurm's commands print is read as it is meant, and a controller that hangs hangs nobody."""
 
+import time
+
 import pytest
 
 from holdfast.errors import SlurmError
@@ -84,6 +86,29 @@ def test_a_command_that_hangs_is_given_up(scontrol, monkeypatch):
         commands.run("scontrol", "show", "job", "7")
 
 
+def test_what_a_command_started_is_given_up_with_it(scontrol, monkeypatch):
+    """A script of the site's around a command, which hangs in what it calls, hangs nobody, either."""
+    monkeypatch.setattr(commands, "PATIENCE", 0.2)
+    scontrol("sleep 60\necho never")
+    began = time.monotonic()
+    with pytest.raises(SlurmError, match=r"scontrol gave no answer"):
+        commands.run("scontrol", "show", "job", "7")
+    # The suite would notice a hang by its own limit; so this only tells the two apart.
+    assert time.monotonic() - began < 50
+
+
+def test_an_answer_stays_there_until_somebody_looks(scontrol, monkeypatch):
+    """A command that has answered in time is heard however late it is looked at: boundaries may be hours apart."""
+    monkeypatch.setattr(commands, "PATIENCE", 0.1)
+    scontrol(f"cat <<'END'\n{RUNNING}END\n")
+    question = commands.ask_for_job("12")
+    question._process.wait(30)
+    time.sleep(0.15)
+    assert question.ready
+    found = commands.read_job(question, "12")
+    assert found is not None and found.state == "RUNNING"
+
+
 def test_without_slurm_there_is_one_clear_error(monkeypatch, tmp_path):
     """A machine without Slurm's commands says so, and the error can be told apart."""
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -105,19 +130,24 @@ def test_the_job_is_read_off_the_environment():
     assert here({}) is None
     assert here({"SLURM_JOB_ID": "x"}) is None
     plain = here({"SLURM_JOB_ID": "41", "SLURM_CLUSTER_NAME": "lab"})
-    assert plain is not None and str(plain) == "Slurm job 41" and not plain.more_to_come
+    assert plain is not None and str(plain) == "Slurm job 41"
     task = here(
         {
             "SLURM_JOB_ID": "42",
             "SLURM_ARRAY_JOB_ID": "40",
             "SLURM_ARRAY_TASK_ID": "2",
-            "SLURM_ARRAY_TASK_MAX": "10",
             "SLURM_RESTART_COUNT": "1",
             "SLURM_STEP_ID": "0",
             "SLURM_JOB_END_TIME": "1795724505",
         }
     )
-    assert task is not None and str(task) == "Slurm job 40_2, restart 1" and task.more_to_come
-    assert (task.step, task.end) == ("0", 1795724505)
-    batch = here({"SLURM_JOB_ID": "42", "SLURM_STEP_ID": "4294967291"})
-    assert batch is not None and batch.step == ""
+    assert task is not None and str(task) == "Slurm job 40_2, restart 1"
+    assert task.end == 1795724505
+
+
+def test_a_job_is_addressed_alone():
+    """By its own number, which is right even where its array was inherited; only the last task shares that with its array."""
+    inside = {"SLURM_ARRAY_JOB_ID": "40", "SLURM_ARRAY_TASK_ID": "2"}
+    for number, address in (("42", "42"), ("40", "40_2")):
+        job = here({"SLURM_JOB_ID": number, **inside})
+        assert job is not None and job.address == address

@@ -44,6 +44,19 @@ def test_a_shell_is_found_at_any_distance(ancestors):
     assert found == shell.Shell(frozenset({17}), None)
 
 
+def test_a_script_that_goes_by_its_own_name_is_a_shell(ancestors):
+    """`./train.sh` is a process of that name; it is known by the shell that runs it."""
+    found = ancestors(("train.sh", (17,), "#!/bin/bash\npython train.py\n"), STARTER)
+    assert found == shell.Shell(frozenset({17}), None)
+
+
+def test_of_several_shells_each_has_to_pass_a_signal_on(ancestors):
+    """A script that has no trap, called by one that has, dies of what that passes on."""
+    outer = ("slurm_script", (signal.SIGTERM, 17), SCRIPT.format(words="--signal=B:USR1@60"))
+    found = ancestors(("train.sh", (17,), "python train.py\n"), outer, STARTER)
+    assert found == shell.Shell(frozenset({17}), ("USR1", 60))
+
+
 @pytest.mark.parametrize("processes", [[("bash", (), None), ("sshd", (), None)], []])
 def test_without_slurm_above_there_is_nothing_to_say(ancestors, processes):
     """In a container or an interactive session Slurm's own process is not seen, and nothing is said."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from submit_cluster import submit
 import holdfast
 from holdfast import Keep, files
 from holdfast.cli import screen as drawing
-from holdfast.jobs import record, standing
+from holdfast.jobs import record, rivals, standing
 from holdfast.store import book
 
 RECORD = """\
@@ -26,6 +27,7 @@ JobId={id} ArrayJobId=100 ArrayTaskId={task} JobName=digits
    JobState={state} Reason=None Dependency=(null)
    Requeue=1 Restarts=0 ExitCode=0:0
    StartTime={start} EndTime={end} Deadline=N/A
+   Command={command}
    StdOut={log}
 
 """
@@ -197,7 +199,7 @@ def submitted(cluster):
     return kept
 
 
-def put(cluster, *tasks):
+def put(cluster, *tasks, command="(null)"):
     now = int(time.time())
     cluster.write(
         "job-100",
@@ -209,6 +211,7 @@ def put(cluster, *tasks):
                 start=now - 60,
                 end=now + 540,
                 log=f"{os.getcwd()}/100-{task}.out",
+                command=command,
             )
             for n, (task, state) in enumerate(tasks, 1)
         ),
@@ -242,6 +245,15 @@ def test_tasks_and_their_logs(cluster, submitted):
     found = call_json("status", "runs/digits")
     assert found["counts"] == {"done": 1, "failed": 1, "running": 1, "waiting": 1}
     assert found["tasks"][2]["ends"] is not None
+
+
+def test_a_job_of_the_same_number_elsewhere_is_not_ours(cluster, submitted):
+    """On another cluster, or after numbers began anew, the job of that number runs another script: nothing is said of it."""
+    script = f"{os.getcwd()}/runs/digits/submitted/{submitted.id}/script.sh"
+    for command, state in ((script, "running"), ("/data/eve/job.sh", "unknown")):
+        put(cluster, ("1", "RUNNING"), command=command)
+        assert call_json("status", "runs/digits")["tasks"][0]["state"] == state
+        assert len(rivals.queued("runs/digits")) == (state == "running")
 
 
 def test_slurm_has_forgotten(cluster, submitted):
@@ -295,6 +307,20 @@ def history(run, *events):
         file.writelines(lines)
 
 
+def shown_in(seconds, run):
+    """The screen in so many seconds from now."""
+    now = time.time() + seconds
+    return "\n".join(drawing.screen(standing.stand(run, now=now), run, now))
+
+
+def saved_twenty_apart(run):
+    """The saves of a run as of now, in its history's terms: 20 s and ten steps apart."""
+    made = checkpoints(run)
+    return [
+        ("save", 20 * (len(made) - n), {"name": os.path.basename(path)}) for n, path in enumerate(made, 1)
+    ]
+
+
 def test_the_end_is_expected_from_the_pace(cluster, submitted):
     """Pace, next save, end and the jobs that are still needed follow from the last saves and the time that is left."""
     run = make_run("runs/digits")
@@ -320,6 +346,57 @@ def test_the_end_is_expected_from_the_pace(cluster, submitted):
     assert found["more_tasks"] == 1
     put(cluster, ("1", "COMPLETED"), ("2-4%1", "PENDING"))
     assert "after about 17 min more of training" in line(shown("runs/digits"), "complete")
+
+
+def test_time_in_the_queue_is_not_training(cluster, submitted):
+    """After hours in the queue a job has all of the way before it: neither its next save nor the end is overdue."""
+    run = make_run("runs/digits")
+    goal = {"kind": "steps", "value": 540}
+    first, second = ({"job": job, "array": "100", "task": task} for job, task in (("101", 1), ("102", 2)))
+    before = [
+        ("launch", 90, {"goal": goal, "slurm": first}),
+        ("start", 80, {}),
+        *saved_twenty_apart(run),
+        ("end", 0, {"why": "time limit", "slurm": first}),
+    ]
+    put(cluster, ("1", "COMPLETED"), ("2", "RUNNING"), ("3-4%1", "PENDING"))
+    for since in ([], [("launch", -7200, {"goal": goal, "slurm": second})]):  # still loading; in its loop
+        history(run, *before, *since)
+        text = shown_in(7200, run)
+        assert line(text, "complete").startswith("in about 17 min, ")
+        assert re.search(r"; the next one in about (19|20) s$", line(text, "saved"))
+
+
+def test_a_training_by_hand_while_jobs_wait(cluster, submitted):
+    """A training that somebody started himself gets on, though all jobs of the last submission still wait."""
+    put(cluster, ("1-4%1", "PENDING"))
+    run = holdfast.Run("runs/digits", every=holdfast.Every(steps=1))
+    for step in run.steps(100_000):
+        time.sleep(0.02)
+        if step == 5:
+            break
+    text = shown("runs/digits")
+    run.close()
+    assert re.match(r"in about \d+ (s|min|h), ", line(text, "complete"))
+    assert line(shown("runs/digits"), "complete").startswith("after about ")
+
+
+@pytest.mark.parametrize(("later", "save"), [(70, "is due"), (620, "was due 10 min ago")])
+def test_what_is_overdue_is_said_to_be(cluster, submitted, later, save):
+    """Where save and end were expected earlier, they are told as that, and not as a matter of no time."""
+    run = make_run("runs/digits")
+    goal = {"kind": "steps", "value": holdfast.open(run).progress.step + 10}
+    history(
+        run,
+        ("launch", 90, {"goal": goal, "slurm": {"job": "101", "array": "100", "task": 1}}),
+        ("start", 80, {}),
+        *saved_twenty_apart(run),
+    )
+    put(cluster, ("1", "RUNNING"), ("2-4%1", "PENDING"))
+    text = shown_in(later, run)
+    assert line(text, "saved").endswith(f"; the next one {save}")
+    assert re.match(r"at any moment: it was expected \d+ (s|min) ago, ", line(text, "complete"))
+    assert "is enough" not in line(text, "complete")
 
 
 def test_a_screen_fits_its_width(cluster, submitted, monkeypatch):
@@ -354,20 +431,19 @@ def test_json_is_not_watched(laptop):
     assert call("status", "--json", "--watch", "1", "digits").exit_code == 2
 
 
-def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
-    """--watch draws on a screen of its own; Ctrl-C ends it with code 0, gives the old screen back and leaves the last picture."""
-    make_run("digits")
+def watch_until(words, count, **environ):
+    """Watches on a terminal until these words were shown so often, then presses Ctrl-C; all that it showed."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "holdfast", "status", "--watch", "digits"],
+        [sys.executable, "-m", "holdfast", "status", "digits", "--watch", "0.2"],
         stdin=follower,
         stdout=follower,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        env={**os.environ, "COLUMNS": "100", "LINES": "40", "PYTHONUTF8": "1", **environ},
     )
     os.close(follower)
     seen = b""
-    while b"lease" not in seen:
+    while seen.count(words) < count:
         seen += os.read(leader, 4096)
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(OSError):  # how a terminal says that nobody writes to it any more
@@ -376,10 +452,25 @@ def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
     os.close(leader)
     assert (process.wait(60), process.stderr.read()) == (0, b"")
     process.stderr.close()
+    return seen
+
+
+def test_watch_ends_by_ctrl_c_with_a_clean_screen(laptop, tmp_path):
+    """--watch draws on a screen of its own, in the same letters each time; Ctrl-C leaves the last picture and code 0."""
+    make_run("digits")
+    seen = watch_until(b"lease", 3, TERM="xterm")
     assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
-    after = seen.rpartition(b"\x1b[?1049l")[2]
+    before, _, after = seen.rpartition(b"\x1b[?1049l")
     assert b"progress" in after
     assert b"lease" in after
+    assert before.count("█".encode()) >= 3 and b"@" not in seen
+
+
+def test_watch_on_a_plain_terminal_is_plain(laptop):
+    """A terminal that can only print gets one picture after another, as a pipe does."""
+    make_run("digits")
+    seen = watch_until(b"digits: a note", 2, TERM="dumb")
+    assert b"\x1b" not in seen
 
 
 def test_watch_into_a_pipe_is_plain(laptop):

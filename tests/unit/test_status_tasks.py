@@ -107,6 +107,26 @@ CASES = {
     "Slurm is silent": ({"launch": launch()}, "unknown", "Slurm was not asked"),
     "Slurm is silent, nothing known": ({}, "waiting", ""),
     "never seen": ({"answered": True}, "unknown", "Slurm does not know it any more"),
+    "cancelled before it began": (
+        {"answered": True, "array_known": True},
+        "cancelled",
+        "before it began",
+    ),
+    "no log": (
+        {"record": record("FAILED", "0:53", reason="JobLaunchFailure")},
+        "failed",
+        "it could not be started (JobLaunchFailure): look at the places of its log and its directory",
+    ),
+    "refused for ever": (
+        {"record": record("PENDING", reason="DependencyNeverSatisfied")},
+        "waiting",
+        "waits for ever: what it depends on failed",
+    ),
+    "too long": (
+        {"record": record("PENDING", reason="PartitionTimeLimit")},
+        "waiting",
+        "its --time is more than the partition allows",
+    ),
     "started again": (
         {"ended": ended(75, end=90), "launch": launch(began=150.0), "alive": True},
         "running",
@@ -238,6 +258,9 @@ def test_slurm_is_asked_for_no_more_than_needed():
     over = [Ended(1, "1", 0, 1, 2, 0, "command"), Ended(2, "2", 0, 1, 2, 0, "command")]
     assert groups.questions(groups.Group(array="40"), []) == ["40"]
     assert groups.questions(chain, over) == ["2", "3"]
+    again = groups.Group(jobs=("1",), submission=submission(mode="requeue", jobs=("1",)))
+    ends = [Ended(1, "1", restart, 10 * restart, 10 * restart + 5, 75, "command") for restart in range(3)]
+    assert groups.questions(again, ends) == ["1"]
     assert groups.questions(groups.Group(jobs=("1", "2")), []) == ["2"]
     many = tuple(map(str, range(500)))
     assert (

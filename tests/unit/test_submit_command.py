@@ -1,6 +1,8 @@
 """`holdfast submit` as a user calls it: what it writes, what it says, what it refuses before anything is written."""
 
+import contextlib
 import json
+import logging
 import os
 import re
 import stat
@@ -25,6 +27,17 @@ def refused(result, words):
     assert not os.path.exists("runs")
 
 
+@contextlib.contextmanager
+def warnings_in(caplog):
+    """What is logged meanwhile, which reaches nobody by itself."""
+    logger = logging.getLogger("holdfast")
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
 # -- what is submitted ------------------------------------------------------------------------------
 
 
@@ -38,7 +51,7 @@ def test_an_array_is_what_comes_without_a_word(cluster):
         "#SBATCH --open-mode=append",
         "#SBATCH -t 10",
     ]
-    assert "job 100: 10 tasks, one after another, each for at most 10" in said
+    assert "job 100: 10 tasks, one after another, each for at most 10 min\n" in said
     assert "100-1.out … 100-10.out" in said
     assert "holdfast status runs/digits" in said
 
@@ -98,6 +111,11 @@ def test_a_chain_is_submitted_one_after_another(cluster):
     assert "jobs 100 101 102" in said
 
 
+def test_a_single_task_is_told_as_one(cluster):
+    """One task comes after no other, and a limit in Slurm's longer notation is told as it was given."""
+    assert "job 100: 1 task, for at most 1:30:00\n" in told(submit("-t", "1:30:00", "--tasks", "1"))
+
+
 def test_one_job_requeues_itself(cluster):
     """--requeue submits one job that may be requeued and tells the training to ask for it."""
     told(submit("--requeue", "-t", "10"))
@@ -112,19 +130,28 @@ def test_nothing_around_beats_what_was_asked(cluster, monkeypatch):
         "SBATCH_TIMELIMIT": "99",
         "SBATCH_PARTITION": "kept",
         "SBATCH_ARRAY_INX": "1-99",
+        "SBATCH_WAIT": "1",
+        "SBATCH_MEM_PER_NODE": "9G",
         "SLURM_ARRAY_TASK_ID": "7",
         "SLURM_JOB_END_TIME": "1",
         "HOLDFAST_CONTINUE": "requeue",
         "HOLDFAST_DEBUG": "1",
     }.items():
         monkeypatch.setenv(name, value)
+    told(submit("-t", "10", "--mem=1G"))
+    seen = set(cluster.calls[0]["environ"])
+    assert {"SBATCH_PARTITION", "HOLDFAST_DEBUG"} <= seen
+    assert not {name for name in seen if name.startswith(("SBATCH", "SLURM"))} - {"SBATCH_PARTITION"}
+    assert "HOLDFAST_CONTINUE" not in seen
+
+
+def test_a_job_in_which_it_is_called_is_not_taken_over(cluster, monkeypatch):
+    """From within a job, what that was given (its tasks, its memory) does not reach the new ones; where Slurm is found does."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "4", "MEM_PER_NODE": "9", "CONF": "/etc/slurm.conf"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     told(submit("-t", "10"))
-    seen = cluster.calls[0]["environ"]
-    assert {"SBATCH_PARTITION", "HOLDFAST_DEBUG"} <= set(seen)
-    assert not {"SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_END_TIME"} & set(
-        seen
-    )
-    assert not {"HOLDFAST_CONTINUE", "SLURM_TIME_FORMAT"} & set(seen)
+    seen = {name for name in cluster.calls[0]["environ"] if name.startswith("SLURM")}
+    assert seen == {"SLURM_CONF"}
 
 
 def test_defaults_of_the_project_are_used(cluster):
@@ -177,6 +204,9 @@ def test_a_complete_run_is_only_warned_of(cluster):
     [
         (["-p", "endless"], r"no time limit: no --time, and the partition endless has no DefaultTime"),
         (["-p", "nowhere"], r"no time limit"),
+        (["-t", "UNLIMITED"], r"no time limit: -t UNLIMITED"),
+        (["--time=infinite"], r"no time limit: --time=infinite"),
+        (["--time=0-00:00"], r"no time limit: --time=0-00:00"),
         (["-t", "1", "--array=1-5"], r"several tasks at a time.*--array=1-5%1"),
         (["-t", "1", "--array", "1-5%2"], r"several tasks at a time.*--array=1-5%1"),
         (["-t", "1", "--array=1-5%1", "--chain", "2"], r"--array=1-5%1 and --chain are two ways"),
@@ -189,6 +219,12 @@ def test_a_complete_run_is_only_warned_of(cluster):
             r"all tasks of the array would write this one file.*--output=%A-%a.txt",
         ),
         (["-t", "1", "-e", "x/%A.err"], r"--error=%A-%a.err"),
+        (["-t", "1", "--output=%%a.txt"], r"all tasks of the array would write this one file"),
+        (
+            ["-t", "1", "-o", "logs/%A-%a.out"],
+            r"-o logs/%A-%a.out: there is no directory .*/logs, .*Next: mkdir -p .*/logs",
+        ),
+        (["-t", "1", "--requeue", "--error=train.py/%j"], r"there is no directory .*/train.py"),
         (["-t", "1", "--wrap", "python x"], r"--wrap python x cannot be passed on"),
         (["-t", "1", "-W"], r"-W cannot be passed on.*holdfast status RUN --watch"),
         (["-t", "1", "--chdir=nowhere"], r"There is no (file|directory)"),
@@ -275,6 +311,49 @@ def test_a_time_limit_may_come_from_elsewhere(cluster, monkeypatch):
     assert "SBATCH_TIMELIMIT" in cluster.calls[-1]["environ"]
 
 
+@pytest.mark.parametrize(
+    ("words", "longer"),
+    [
+        (["-t", "1:00:01"], True),
+        (["-t", "1:00:00"], False),
+        (["-t", "1-0"], True),
+        (["-t", "61"], True),
+        (["-t", "60", "-p", "endless"], False),
+        (["-t", "61", "-p", "short,endless"], False),
+        (["-t", "later"], False),
+    ],
+)
+def test_a_limit_that_the_partition_does_not_allow_is_warned_of(cluster, caplog, words, longer):
+    """A job that asks for more than its partition's MaxTime would wait for ever; a warning tells both."""
+    with warnings_in(caplog):
+        told(submit(*words))
+    said = "is more than the partition short allows (01:00:00)" in caplog.text
+    assert said is longer
+
+
+def test_jobs_that_would_meet_are_warned_of(cluster, caplog):
+    """While earlier jobs for the run are queued, or somebody writes it, new ones are submitted with a word on what will happen."""
+    with warnings_in(caplog):
+        told(submit("-t", "1"))
+        assert not caplog.text
+        cluster.write("job-100", "JobId=101 ArrayJobId=100 ArrayTaskId=2-10%1 JobName=x\n JobState=PENDING\n")
+        told(submit("-t", "1", "--dependency=singleton"))
+        assert not caplog.text
+        told(submit("-t", "1"))
+        assert "jobs of an earlier submission are still queued (100_2-10%1)" in caplog.text
+        assert "Next: scancel 100" in caplog.text
+        caplog.clear()
+        cluster.write("job-100", "JobId=101 ArrayJobId=100 ArrayTaskId=2 JobName=x\n JobState=COMPLETED\n")
+        run = holdfast.Run("runs/digits")
+        for _ in run.steps(2):
+            told(submit("-t", "1"))
+            assert f"is held by pid {os.getpid()}" in caplog.text
+            caplog.clear()
+        run.close()
+        told(submit("-t", "1", "--comment=after"))
+        assert "held by" not in caplog.text
+
+
 def test_without_sbatch_nothing_is_submitted(cluster):
     """Where there is no sbatch, submit says so and writes nothing."""
     cluster.remove("sbatch")
@@ -318,6 +397,22 @@ def test_an_sbatch_that_does_not_tell_keeps_the_script(cluster, monkeypatch, ans
     assert len(os.listdir("runs/digits/submitted")) == 1
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Welcome", "", "101"],
+        ["101;lab", "Your balance is 1000 hours.", ""],
+        ["Submitted batch job 101"],
+        ["Submitted batch job 101 on cluster lab", "7 jobs are yours"],
+    ],
+)
+def test_the_number_is_found_among_other_words(cluster, lines):
+    """A wrapper around sbatch may say more, before or after, or keep --parsable to itself."""
+    words = "\n".join(["#!/bin/sh", *(f"echo '{line}'" for line in lines), ""])
+    (cluster.folder / "sbatch").write_text(words)
+    assert json.loads(told(submit("--json", "-t", "1")))["jobs"] == ["101"]
+
+
 def test_odd_names_of_runs(cluster):
     """The name of the job is the run's, without what sbatch could not take in a name."""
     told(submit("-t", "1", run="runs/it's \n#ü-1.0"))
@@ -335,19 +430,13 @@ def test_a_run_that_is_there_stays_as_it_was(cluster):
 
 def test_a_signal_that_reaches_nobody_is_warned_of(cluster, caplog):
     """--signal without B: is passed on, and a warning says that only what srun starts would get it."""
-    import logging
-
-    logger = logging.getLogger("holdfast")
-    logger.addHandler(caplog.handler)
-    try:
+    with warnings_in(caplog):
         told(submit("-t", "1", "--signal=USR1@60"))
         assert "--signal=USR1@60 reaches only what srun starts" in caplog.text
         caplog.clear()
         told(submit("-t", "1", "--signal=B:USR1@60"))
         told(submit("-t", "1", "--signal=USR1@60", command=["sh", "x"]))
         assert "write --signal=B:USR1@60" in caplog.text
-    finally:
-        logger.removeHandler(caplog.handler)
 
 
 def test_a_script_is_a_plain_file(cluster):

@@ -144,14 +144,17 @@ def test_a_hopeless_job_does_not_begin(tmp_path):
     """After three failures the gate ends with 20 and names the exit codes and what to do."""
     folder = tmp_path / "run" / "submitted" / "s"
     folder.mkdir(parents=True)
-    lines = [f"{n} {n} 0 {1000 + n} {1001 + n} 1 command\n" for n in (1, 2, 3)]
+    lines = [f"{n} {n} 0 {1000 + n} {1001 + n} {126 + n} command\n" for n in (1, 2, 3)]
     (folder / "ended").write_text("".join(lines[:2]))
     assert look(str(tmp_path / "run"), SUBMISSION)[0] == GO_ON
     (folder / "ended").write_text("nonsense\n" + "".join(lines) + "4 torn")
     code, line = look(str(tmp_path / "run"), SUBMISSION)
     assert code == HOPELESS
-    assert "the last 3 jobs failed (exit codes 1, 1, 1)" in line
+    assert "the last 3 jobs failed (exit codes 127, 128, 129)" in line
     assert "Next: read their logs" in line
+    refused = [f"{n} {n} 0 {1000 + n} {1001 + n} 1 gate\n" for n in (4, 5, 6)]
+    (folder / "ended").write_text("".join([*lines, *refused]))
+    assert look(str(tmp_path / "run"), SUBMISSION) == (code, line)
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """Options of sbatch and defaults of a project: taken as they were written, known where something is decided."""
 
+import math
+
 import pytest
 
 from holdfast.errors import UsageError
 from holdfast.jobs import defaults
-from holdfast.jobs.naming import fill, task_numbers
+from holdfast.jobs.naming import fill, limit_seconds, task_numbers
 from holdfast.jobs.words import directive, last, merge, read_options
 
 
@@ -164,3 +166,31 @@ def test_the_names_of_logs():
     assert fill("/logs/%A-%a.out", array="12", task=3) == "/logs/12-3.out"
     assert fill("%4a_%j", job="77", task=5) == "0005_77"
     assert fill("%x-%N.out", job="77") == ""
+    assert fill("%x-%j.out", job="77", name="a %b") == "a %b-77.out"
+    assert fill("100%%-%j", job="77") == "100%-77"
+    assert fill("50%", job="77") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("1:30:00", 5400),
+        ("1-12", 129600),
+        ("2-01:30", 178200),
+        ("1-12:00:01", 129601),
+        ("0:30", 30),
+        ("UNLIMITED", math.inf),
+        ("infinite", math.inf),
+        ("-1", math.inf),
+        ("0", math.inf),
+        ("00:00:00", math.inf),
+        ("", None),
+        ("later", None),
+        ("1:2:3:4", None),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
+    """All of Slurm's notations mean what they mean to it; none of them, and zero, are no limit."""
+    assert limit_seconds(text) == seconds

@@ -2,7 +2,7 @@
 
 import pytest
 
-from holdfast.limit import FACTOR, LEAST, SPARE, TimeLimit, shown
+from holdfast.limit import FACTOR, LEAST, SPARE, TimeLimit
 from holdfast.slurm.job import Job
 
 SHOW = """\
@@ -16,9 +16,10 @@ JobId=41 JobName=digits
 class Course:
     """A loop under a time limit, on a clock that moves only when it is told to; epoch seconds are its own."""
 
-    def __init__(self, scontrol, job=None):
+    def __init__(self, scontrol, job=None, after=0.0):
         self.now, self.write, self._scontrol = 1000.0, None, scontrol
-        self.limit = TimeLimit(job or Job(id="41"), lambda: self.write, lambda: self.now, lambda: self.now)
+        times = {"clock": lambda: self.now, "wall": lambda: self.now}
+        self.limit = TimeLimit(job or Job(id="41"), lambda: self.write, lambda: after, **times)
 
     def say(self, end, state="RUNNING", reason="None", kill_wait="30 sec"):
         show = SHOW.format(state=state, reason=reason, end=end)
@@ -60,6 +61,19 @@ def test_the_last_boundary_from_which_another_save_fits(course):
     need = 10 + 20 * FACTOR + SPARE
     assert course.now + need >= 2000
     assert reached[-1] + need < 2000
+
+
+def test_mirrors_get_their_time(scontrol, caplog):
+    """Where a save is worth something only in a mirror, what the copy takes is planned for, too, and told."""
+    course = Course(scontrol, after=100.0)
+    course.say(2000)
+    course.write = 20.0
+    course.enter()
+    while not course.step(10):
+        pass
+    need = 10 + (20 + 100) * FACTOR + SPARE
+    assert 2000 - need <= course.now + 10 and course.now + need >= 2000
+    assert any("100 s until its mirrors have it" in record.getMessage() for record in caplog.records)
 
 
 def test_what_comes_after_an_epoch_is_measured_apart(course):
@@ -174,6 +188,38 @@ def test_a_limit_that_cannot_be_known_is_told(course, scontrol, caplog):
     assert not course.step(5000)
 
 
+def test_a_job_that_has_ended_limits_nothing(course, caplog):
+    """A number that a shell kept from a job that is over neither ends the training nor asks for a save; one line says so."""
+    course.say(900, state="TIMEOUT", reason="TimeLimit")
+    course.write = 1.0
+    course.enter()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Slurm job 41 has ended (timeout)" in line
+    assert "unset SLURM_JOB_ID" in line
+    assert not any(course.step(1000) or course.limit.due() for _ in range(10))
+
+
+def test_a_job_that_slurm_does_not_know_is_told_as_that(course, scontrol, caplog):
+    """Where the controller answers and knows no such job, it is not said to be silent."""
+    scontrol("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    course.enter()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "Slurm does not know this job" in line
+    assert "does not answer" not in line
+    assert not course.step(5000)
+
+
+def test_an_array_that_was_inherited_is_not_believed(scontrol):
+    """A job that was queued from within a task of an array has that array's variables; what the controller says counts."""
+    course = Course(scontrol, Job(id="41", array="30", task=3, end=100.0))
+    course.say(2000)
+    course.write = 1.0
+    course.enter()
+    assert course.limit.end == 2000
+    assert str(course.limit.job) == "Slurm job 41"
+    assert not course.step(100)
+
+
 def test_the_environment_is_enough(scontrol):
     """SLURM_JOB_END_TIME tells the end where no command of Slurm is to be had."""
     scontrol("exit 1")
@@ -198,9 +244,3 @@ def test_what_is_left_after_sigterm(course):
     assert course.limit.fits(None)
     course.write = None
     assert course.limit.fits(0.0)  # nobody knows, and nothing is lost by trying
-
-
-def test_durations_for_people():
-    """Durations are told in the unit in which they matter."""
-    spoken = [shown(seconds) for seconds in (-1, 0.014, 0.42, 58.2, 598.4, 86340)]
-    assert spoken == ["0.000 s", "0.014 s", "0.4 s", "58 s", "9 min 58 s", "23 h 59 min"]

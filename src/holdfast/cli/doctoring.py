@@ -10,6 +10,7 @@ from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cost import Choice, SaveCost, suggested_interval
 from holdfast.doctor import Report, Storage, examine
+from holdfast.durations import about, exact
 
 
 @command("doctor")
@@ -45,7 +46,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("free", f"{text.size(storage.free)} of {text.size(storage.total)}{_quota(storage)}"),
     ]
     if storage.write_speed is not None:
-        took = f"{text.size(storage.write_bytes or 0)} in {text.seconds(storage.write_seconds or 0)}"
+        took = f"{text.size(storage.write_bytes or 0)} in {about(storage.write_seconds or 0)}"
         facts.append(("write speed", f"{text.size(storage.write_speed)}/s durable ({took}, one thread)"))
     if report.run is not None:
         facts.append(("held by", report.holder or "nobody"))
@@ -63,41 +64,36 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _saves(cost: SaveCost | None) -> str:
     if cost is None:
         return "none in its history yet"
-    held = f"{text.seconds(cost.held_seconds)}, at most {text.seconds(cost.longest_held_seconds)}"
+    held = f"{about(cost.held_seconds)}, at most {about(cost.longest_held_seconds)}"
     return (
-        f"{text.size(cost.bytes)} in {text.seconds(cost.seconds)}; the training is held {held} "
-        f"(last {cost.saves})"
+        f"{text.size(cost.bytes)} in {about(cost.seconds)}; the training is held {held} (last {cost.saves})"
     )
 
 
 def _cost(cost: SaveCost) -> str:
-    parts = f"it stands still for {text.seconds(cost.stall_seconds)}"
+    parts = f"it stands still for {about(cost.stall_seconds)}"
     if cost.slowdown_seconds is not None:
-        parts += f", and its steps beside a write take {text.seconds(cost.slowdown_seconds)} longer in all"
-    return f"{text.seconds(cost.cost_seconds)} of the training: {parts}; a write takes {text.seconds(cost.write_seconds)}"
+        parts += f", and its steps beside a write take {about(cost.slowdown_seconds)} longer in all"
+    return f"{about(cost.cost_seconds)} of the training: {parts}; a write takes {about(cost.write_seconds)}"
 
 
 def _choice(choice: Choice, cost: SaveCost) -> str:
-    """Such as ``every 41 s: 0.41 s a save / overhead 0.01 (mtbf 24h alone would give 266 s; a write takes 1.2 s)``."""
+    """Such as ``every 41 s: 0.41 s a save / overhead 0.01 (mtbf 24h alone would give 4 min 26 s; a write takes 1.2 s)``."""
     named = {"overhead": f"overhead {choice.overhead}", "mtbf": f"mtbf {choice.mtbf}"}
-    save = f"{text.seconds(cost.cost_seconds)} a save"
+    save = f"{about(cost.cost_seconds)} a save"
     why = {
         "overhead": f"{save} / {named['overhead']}",
         "mtbf": f"√(2 · {save} · {named['mtbf']})",
         "write": "a write takes as long",
     }.get(choice.term, "the least")
     others = [
-        f"{name} alone would give {_interval(choice.terms[term])}"
+        f"{name} alone would give {exact(choice.terms[term])}"
         for term, name in named.items()
         if term in choice.terms and term != choice.term
     ]
     if choice.term != "write":
-        others.append(f"a write takes {text.seconds(choice.terms['write'])}")
-    return f"{choice.every}: every {_interval(choice.seconds)}: {why} ({'; '.join(others)})"
-
-
-def _interval(seconds: float) -> str:
-    return f"{seconds:.0f} s" if 10 <= seconds < 600 else text.seconds(seconds)
+        others.append(f"a write takes {about(choice.terms['write'])}")
+    return f"{choice.every}: every {exact(choice.seconds)}: {why} ({'; '.join(others)})"
 
 
 def _works(works: bool | None, yes: str, no: str) -> str:

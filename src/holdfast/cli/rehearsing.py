@@ -13,6 +13,7 @@ import click
 from holdfast.cli import text
 from holdfast.cli.differing import print_differences, values_content
 from holdfast.cli.options import command, json_option, print_json
+from holdfast.durations import about
 from holdfast.rehearsal import points
 from holdfast.rehearsal.trails import Place
 
@@ -129,7 +130,7 @@ class _Scene:
         if self._live and (not home or now - self._shown > 0.5):
             self._shown = now
             place = latest(home) if home else None
-            passed = text.seconds(now - self._started) if home else "…"
+            passed = about(now - self._started) if home else "…"
             shown = f"{_label(self._series, self._number)}{f'{place}  ' if place else ''}{passed}"
             click.echo(f"\r\033[K{text.shorten(shown, text.width() - 1)}", err=True, nl=False)
 
@@ -137,7 +138,7 @@ class _Scene:
         if self._live:
             click.echo("\r\033[K", err=True, nl=False)
         what = _outcome(launch, trail, report)
-        self.say(f"{_label(launch.series, launch.number)}{what}  ({text.seconds(launch.seconds)})")
+        self.say(f"{_label(launch.series, launch.number)}{what}  ({about(launch.seconds)})")
 
 
 def _label(series: str, number: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from holdfast.cli import text
+from holdfast.durations import about
 from holdfast.format import card
 from holdfast.jobs.course import Series
 from holdfast.jobs.standing import Standing
@@ -125,7 +126,9 @@ def _saves(standing: Standing, now: float) -> list[tuple[str, str]]:
     said = f"{_ago(now - standing.saved)}, {text.size(standing.size)}"
     if standing.next_save is not None:
         left = standing.next_save - now
-        said += f"; the next one {f'in about {_span(left)}' if left > 0 else 'is due'}"
+        patience = max(60.0, (standing.pace.interval if standing.pace else None) or 0.0)
+        due = "is due" if -left < patience else f"was due {_ago(-left)}"
+        said += f"; the next one {f'in about {_span(left)}' if left > 0 else due}"
     return [("saved", said)]
 
 
@@ -139,6 +142,9 @@ def _outlook(standing: Standing, now: float) -> list[tuple[str, str]]:
         facts.append(("pace", ", ".join(paces)))
     if standing.remaining is None:
         return facts
+    if standing.finish is not None and standing.finish <= now:
+        expected = f"{_ago(now - standing.finish)}, {_clock(standing.finish, now)}"
+        return [*facts, ("complete", f"at any moment: it was expected {expected}")]
     if standing.finish is not None:
         said = f"in about {_span(standing.finish - now)}, {_clock(standing.finish, now)}"
     else:
@@ -254,13 +260,8 @@ def _short(path: str) -> str:
 
 
 def _span(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``."""
-    seconds = max(0.0, seconds)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 48 * 3600:
-        return text.seconds(seconds)
-    return f"{seconds / 86400:.1f} d"
+    """``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``: no fractions of seconds."""
+    return about(max(0, round(seconds)))
 
 
 def _ago(seconds: float) -> str:

@@ -83,14 +83,20 @@ def _lines(place: str) -> list[str]:
 
 def _watch(place: str, seconds: float) -> None:
     """Draws it until Ctrl-C; the last picture stays."""
+    from rich.console import Console
+
     lines = _lines(place)  # what is wrong with the run is told before the screen is taken
+    console = Console()
+    drawn = sys.stdout.isatty() and not console.is_dumb_terminal
     try:
-        if sys.stdout.isatty():
-            from rich.console import Console
+        if drawn:
             from rich.live import Live
             from rich.text import Text
 
-            with Live(Text(), console=Console(), screen=True, auto_refresh=False) as live:
+            # What stands in for the standard output would not tell which letters the terminal has.
+            with Live(
+                Text(), console=console, screen=True, auto_refresh=False, redirect_stdout=False
+            ) as live:
                 while True:
                     live.update(Text("\n".join(lines), no_wrap=True), refresh=True)
                     time.sleep(seconds)
@@ -100,7 +106,7 @@ def _watch(place: str, seconds: float) -> None:
             time.sleep(seconds)
             lines = _lines(place)
     except KeyboardInterrupt:
-        if sys.stdout.isatty():
+        if drawn:
             click.echo("\n".join(lines))
 
 

@@ -144,9 +144,12 @@ def _print(plan: Plan, submission: Submission, run: str) -> None:
     from holdfast.jobs.words import values
 
     limit = values(plan.options).get("time")
+    limit = f"{limit} min" if limit and limit.isdecimal() else limit
     each = f", each for at most {limit}" if limit else ""
     jobs = submission.jobs
-    if plan.mode == "array":
+    if plan.mode == "array" and plan.tasks == 1:
+        what = f"{jobs[0]}: 1 task{each.replace('each ', '')}"
+    elif plan.mode == "array":
         what = f"{jobs[0]}: {text.plural(plan.tasks, 'task')}, one after another{each}"
     elif plan.mode == "chain":
         what = f"{' '.join(jobs)}: one after another{each}"

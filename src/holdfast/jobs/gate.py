@@ -31,7 +31,8 @@ def look(run: str, environ: Mapping[str, str] = os.environ) -> tuple[int, str]:
     submission = environ.get("HOLDFAST_SUBMISSION", "")
     if not submission:
         return GO_ON, ""
-    ended = record.ends(run, submission)
+    # What did not begin tells nothing of the training.
+    ended = [end for end in record.ends(run, submission) if end.doing != "gate"]
     try:
         newest = next(catalog.newest(catalog.scan(run)), None)
         about = book.read_run(run)

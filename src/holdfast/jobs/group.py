@@ -57,7 +57,7 @@ def questions(group: Group, ended: Sequence[Ended]) -> list[str]:
     if group.submission is None:
         return list(group.jobs[-1:])
     # What is known to have ended is asked for no more, except the last of them: it may be queued again.
-    over = {end.job for end in ended[:-1]}
+    over = {end.job for end in ended if end.job != ended[-1].job}
     return [job for job in group.jobs if job not in over][:MOST]
 
 
@@ -82,8 +82,9 @@ def known_of(
 
     """
     form = group.submission.output if group.submission is not None else ""
+    name = (group.submission.options.get("job-name") if group.submission is not None else None) or ""
     if group.array:
-        return _of_array(group, form, ended, launches, records, answered, alive)
+        return _of_array(group, form, name, ended, launches, records, answered, alive)
     by_job = {record.id: record for record in records}
     last_end = {end.job: end for end in ended}
     last_launch = {launch.job: launch for launch in launches}
@@ -92,7 +93,7 @@ def known_of(
         Known(
             number=None if single else number,
             job=job,
-            log=_log(by_job.get(job), last_launch.get(job), fill(form, job=job)),
+            log=_log(by_job.get(job), last_launch.get(job), fill(form, job=job, name=name)),
             record=by_job.get(job),
             answered=answered and (group.submission is not None or job == group.jobs[-1]),
             ended=last_end.get(job),
@@ -106,6 +107,7 @@ def known_of(
 def _of_array(
     group: Group,
     form: str,
+    name: str,
     ended: Sequence[Ended],
     launches: Sequence[Launch],
     records: Sequence[Record],
@@ -130,13 +132,14 @@ def _of_array(
             log=_log(
                 _one_task(by_task, number),
                 last_launch.get(number),
-                fill(form, array=group.array, task=number),
+                fill(form, array=group.array, task=number, name=name),
             ),
             record=by_task.get(number),
             answered=answered,
             ended=last_end.get(number),
             launch=last_launch.get(number),
             alive=alive("", number),
+            array_known=bool(own),
         )
         for number in numbers
     ]

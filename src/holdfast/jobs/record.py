@@ -18,6 +18,7 @@ import msgspec
 
 from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError
+from holdfast.slurm.commands import Record
 from holdfast.store.catalog import SUBMITTED
 
 SCRIPT_FILE, SUBMISSION_FILE, ENDED_FILE = "script.sh", "submission.json", "ended"
@@ -58,6 +59,10 @@ class Submission(msgspec.Struct, kw_only=True):
     numbers: list[int] = []
     jobs: list[str] = []
     output: str = ""
+
+    def owns(self, job: Record) -> bool:
+        """Whether a job of a number of its own is its own: another cluster, or a later time, may have given that to another."""
+        return not job.command or f"/{SUBMITTED}/{self.id}/" in job.command
 
 
 class Ended(msgspec.Struct, frozen=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 
 from holdfast.errors import SlurmError, UsageError
+from holdfast.jobs.naming import limit_seconds, tells_apart
 from holdfast.jobs.words import Option, last, values
 from holdfast.slurm import sbatch
 
@@ -72,7 +75,7 @@ def _check_array(option: Option) -> None:
 def _check_log(option: Option | None) -> None:
     if option is None or option.value is None or option.value == "/dev/null":
         return
-    if not re.search(r"%\d*[aj]", option.value):
+    if not tells_apart(option.value):
         raise UsageError(
             f"{option.shown}: all tasks of the array would write this one file. Next: --{option.name}=%A-%a"
             f"{os.path.splitext(option.value)[1] or '.out'}.",
@@ -80,29 +83,81 @@ def _check_log(option: Option | None) -> None:
         )
 
 
+def check_log_places(options: Sequence[Option], directory: str) -> None:
+    """Refuses a log in a directory that is not there: Slurm makes none, and the job fails without a word."""
+    for name in ("output", "error"):
+        option = last(options, name)
+        place = (
+            os.path.dirname(os.path.join(directory, option.value)) if option and option.value else directory
+        )
+        if option is None or "%" in place or os.path.isdir(place):
+            continue
+        raise UsageError(
+            f"{option.shown}: there is no directory {place}, and Slurm makes none for a log: the jobs would fail without a "
+            f"word. Next: mkdir -p {shlex.quote(place)}",
+            path=place,
+        )
+
+
+_NO_LIMIT = (
+    'Next: --time=01:00:00, say, or time = "01:00:00" in [tool.holdfast.slurm]. Short jobs start sooner, and the '
+    "next one continues."
+)
+
+
 def check_time(options: Sequence[Option], environ: Mapping[str, str]) -> None:
     """Refuses a job without a time limit: the last save is planned from it. Asks Slurm if it must."""
-    if last(options, "time") is not None or environ.get("SBATCH_TIMELIMIT"):
+    option = last(options, "time")
+    given = option.value if option is not None else environ.get("SBATCH_TIMELIMIT")
+    if given and limit_seconds(given) == math.inf:
+        shown = option.shown if option is not None else f"SBATCH_TIMELIMIT={given}"
+        raise UsageError(
+            f"There is no time limit: {shown} asks for none, and the last save is planned from it. {_NO_LIMIT}",
+            found=given,
+        )
+    if option is not None or given:
         return
-    chosen = values(options).get("partition") or environ.get("SBATCH_PARTITION")
-    remedy = (
-        'Next: --time=01:00:00, say, or time = "01:00:00" in [tool.holdfast.slurm]. Short jobs start sooner, and the '
-        "next one continues."
-    )
+    names = _partitions(options, environ)
     try:
         known = sbatch.partitions()
     except SlurmError as error:
         raise UsageError(
-            f"There is no time limit: no --time, and whether the partition has one is not known here ({error}) {remedy}",
+            f"There is no time limit: no --time, and whether the partition has one is not known here ({error}) {_NO_LIMIT}",
             found=None,
         ) from error
-    names = chosen.split(",") if chosen else [part.name for part in known if part.default]
+    names = names or [part.name for part in known if part.default]
     without = [part.name for part in known if part.name in names and not part.default_time]
     if without or not any(part.name in names for part in known):
         where = f"the partition {(without or names or ['of the cluster'])[0]}"
         raise UsageError(
-            f"There is no time limit: no --time, and {where} has no DefaultTime. {remedy}", found=None
+            f"There is no time limit: no --time, and {where} has no DefaultTime. {_NO_LIMIT}", found=None
         )
+
+
+def _partitions(options: Sequence[Option], environ: Mapping[str, str]) -> list[str]:
+    """The partitions that are asked for by name."""
+    chosen = values(options).get("partition") or environ.get("SBATCH_PARTITION")
+    return chosen.split(",") if chosen else []
+
+
+def limit_warning(options: Sequence[Option], environ: Mapping[str, str]) -> str | None:
+    """Words on a time limit that no partition asked for allows; None when there is nothing to say. Asks Slurm."""
+    option = last(options, "time")
+    asked = limit_seconds(option.value or "") if option is not None else None
+    if option is None or asked is None:
+        return None
+    try:
+        known = sbatch.partitions()
+    except SlurmError:
+        return None
+    names = _partitions(options, environ)
+    chosen = [part for part in known if (part.name in names if names else part.default)]
+    if not chosen or any(asked <= (limit_seconds(part.max_time) or math.inf) for part in chosen):
+        return None
+    return (
+        f"{option.shown} is more than the partition {chosen[0].name} allows ({chosen[0].max_time}): the jobs may wait for "
+        f"ever. Next: a shorter --time; the next job continues."
+    )
 
 
 def check_command(command: Sequence[str], directory: str, *, prepared: bool) -> None:

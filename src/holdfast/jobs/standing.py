@@ -39,9 +39,9 @@ class Standing:
         goal: ``("epochs", 20)``.
         complete, stopped: whether the goal is reached, and whether it was by `stop`.
         newest, size, saved: the checkpoint that a launch resumes from, its bytes, and when it was saved.
-        next_save: when the next one is to be expected.
+        next_save: when the next one is to be expected; in the past where it is overdue.
         remaining: seconds of training to the goal, from the newest checkpoint.
-        finish: when the goal is to be expected, while a job runs.
+        finish: when the goal is to be expected, while a job runs; in the past where it is overdue.
         more_tasks: how many more jobs that takes, beyond the one that runs.
         holder: who holds the lease, and whether it lives, in one word of `store.holder.Life`.
         slurm: "" where it was not asked; "answered"; or what is the matter with it.
@@ -230,7 +230,9 @@ def _ask(found: groups.Group, ended: Sequence[Ended]) -> tuple[list[Record], str
         # All at once: a controller that does not answer is waited for only once.
         for number in groups.questions(found, ended):
             asked.append(commands.ask_for_job(number))  # noqa: PERF401 (those that were begun must be ended)
-        return [one for question in asked for one in commands.read_jobs(question)], "answered"
+        records = [one for question in asked for one in commands.read_jobs(question)]
+        owner = found.submission
+        return [one for one in records if owner is None or owner.owns(one)], "answered"
     except SlurmError as error:
         return [], f"{str(error).partition(' Next:')[0]} What follows is what the run itself holds"
     finally:
@@ -245,16 +247,16 @@ def _expect(standing: Standing, began: Sequence[Launch], now: float) -> Standing
     speed, place, goal = standing.pace, standing.place, standing.goal
     runs = _runs(standing)
     next_save = None
+    since = _since(standing, began, now)
     if runs and speed is not None and speed.interval is not None and standing.saved is not None:
-        next_save = standing.saved + speed.interval
+        next_save = since + speed.interval
     if standing.complete or speed is None or goal is None or place is None:
         return dataclasses.replace(standing, next_save=None if standing.complete else next_save)
     remaining = speed.seconds_to(goal, place)
     if remaining is None:
         return dataclasses.replace(standing, next_save=next_save)
-    # While it runs, it has got on since its last save.
-    finish = max(now, (standing.saved or now) + remaining) if runs else None
-    left = finish - now if finish is not None else remaining
+    finish = since + remaining if runs else None
+    left = max(0.0, finish - now) if finish is not None else remaining
     return dataclasses.replace(
         standing,
         next_save=next_save,
@@ -264,10 +266,24 @@ def _expect(standing: Standing, began: Sequence[Launch], now: float) -> Standing
     )
 
 
+def _since(standing: Standing, began: Sequence[Launch], now: float) -> float:
+    """Since when the training that runs has got on from the newest checkpoint: its save, or the launch that resumed from it."""
+    last, running = (began[-1] if began else None), standing.running
+    if last is None or last.why:
+        return now  # its job has begun, and its loop has not
+    if running is not None:
+        name = f"{last.array}_{last.task}" if last.array and last.task is not None else last.job
+        if name != running.job or last.restart < running.restarts:
+            return now
+    return max(last.began, standing.saved or 0.0)
+
+
 def _runs(standing: Standing) -> bool:
-    if standing.tasks:
-        return standing.running is not None
-    return standing.holder is not None and standing.life in ("alive", "ours", "unknown")
+    if standing.running is not None:
+        return True
+    # Without a job that runs, somebody who can be seen may train by hand.
+    living = ("alive", "ours") if standing.tasks else ("alive", "ours", "unknown")
+    return standing.holder is not None and standing.life in living
 
 
 def _more_tasks(standing: Standing, began: Sequence[Launch], left: float, now: float) -> int | None:

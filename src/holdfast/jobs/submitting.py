@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from holdfast.errors import HoldfastError, NotFoundError, SlurmError, UsageError
-from holdfast.jobs import record, refusals
+from holdfast.jobs import record, refusals, rivals
 from holdfast.jobs.defaults import Defaults
 from holdfast.jobs.naming import fill, task_numbers
 from holdfast.jobs.script import Mode, Plan, render
@@ -75,6 +75,7 @@ def make_plan(
     refusals.check_command(request.command, directory, prepared=bool(modules or conda or setup))
     if not os.path.isdir(directory):
         raise UsageError(f"There is no directory {directory}. Next: correct --chdir.", path=directory)
+    refusals.check_log_places(options, directory)
     if not request.allow_local and not defaults.allow_local:
         refusals.check_places(run, directory, environ)
     check_place(run)
@@ -167,9 +168,11 @@ def _warn_if_complete(run: str) -> None:
 def log_files(plan: Plan, jobs: Sequence[str]) -> list[str]:
     """The names of the log files, where they can be told: one of each job."""
     form = log_form(plan)
+    named = values(plan.options).get("job-name") or ""
     if plan.mode != "array":
-        return [name for job in jobs if (name := fill(form, job=job))]
-    return [name for number in numbers_of(plan) if (name := fill(form, array=jobs[0], task=number))]
+        return [name for job in jobs if (name := fill(form, job=job, name=named))]
+    numbers = numbers_of(plan)
+    return [name for number in numbers if (name := fill(form, array=jobs[0], task=number, name=named))]
 
 
 def log_form(plan: Plan) -> str:
@@ -198,6 +201,9 @@ def submit(plan: Plan, argv: Sequence[str], *, environ: Mapping[str, str] = os.e
             "There is no sbatch here. Next: call holdfast submit on a login node of the cluster; --print shows the script "
             "anywhere."
         )
+    for line in (refusals.limit_warning(plan.options, environ), *_on_rivals(plan)):
+        if line is not None:
+            logger.warning("%s", line)
     fresh = not os.path.lexists(plan.run)
     path = record.write_script(plan.run, plan.submission, text)
     visible = sbatch.environment(values(plan.options), environ)
@@ -231,6 +237,11 @@ def submit(plan: Plan, argv: Sequence[str], *, environ: Mapping[str, str] = os.e
         logger.warning("Submitted all the same: %s. holdfast status will not know of it.", " ".join(jobs))
         raise
     return submission
+
+
+def _on_rivals(plan: Plan) -> list[str]:
+    """Words on what else would write the run; none where the jobs wait for others anyway."""
+    return [] if last(plan.options, "dependency") is not None else rivals.warnings(plan.run)
 
 
 def _take_back(plan: Plan, jobs: Sequence[str], error: BaseException, *, fresh: bool) -> None:

@@ -53,6 +53,7 @@ class Known:
         ended: the line that the job's script wrote last.
         launch: the last launch of the training in it.
         alive: whether the run's lease is held by it, as far as can be seen.
+        array_known: whether Slurm knows other tasks of its array.
 
     """
 
@@ -64,6 +65,7 @@ class Known:
     ended: Ended | None = None
     launch: Launch | None = None
     alive: bool = False
+    array_known: bool = False
 
 
 def judge(known: Known) -> Task:
@@ -125,6 +127,8 @@ def _judge(
         if known.alive:
             return "running", ""
         return ("failed", "ended without a word") if known.answered else ("unknown", "Slurm was not asked")
+    if known.answered and known.array_known:
+        return "cancelled", "before it began"  # Slurm keeps nothing of such a task
     return ("unknown", _UNKNOWN_TO_SLURM) if known.answered else ("waiting", "")
 
 
@@ -142,12 +146,17 @@ def _after(record: Record, launch: Launch | None, ended: Ended | None) -> tuple[
         return _by_code(launch, ended)
     if record.state == "COMPLETED":
         return _by_word(launch) if launch is not None and launch.why else ("done", "")
+    if record.reason in _NOT_STARTED:
+        return "failed", f"it could not be started ({record.reason}): {_NOT_STARTED[record.reason]}"
     code, _, number = record.exit_code.partition(":")
     if code == "75":
         return "done", f"interrupted, {SAVED}"
     return "failed", _code(128 + int(number) if number.isdecimal() and number != "0" else int(code or 0))
 
 
+_NOT_STARTED = {
+    "JobLaunchFailure": "look at the places of its log and its directory",
+}
 _PLACES = frozenset({"time limit", "SIGTERM", "SIGUSR1"})
 _WORDS = {"goal reached": "complete", "stopped": "complete: it was stopped", "Ctrl-C": f"Ctrl-C, {SAVED}"}
 
@@ -193,6 +202,8 @@ def _reason(record: Record) -> str:
         "Resources": "waits for resources",
         "Priority": "waits behind others",
         "JobHeldUser": "held",
+        "PartitionTimeLimit": "its --time is more than the partition allows",
+        "DependencyNeverSatisfied": "waits for ever: what it depends on failed",
         "JobHeldAdmin": "held by an administrator",
     }
     return words.get(record.reason, record.reason)

@@ -11,10 +11,11 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast import files
@@ -35,6 +36,7 @@ CLOSE_SECONDS = 30.0
 """How long a closing run waits for mirrors; for a required one: without any progress there."""
 SIGNAL_SECONDS = 5.0
 """The same after a signal that asked the process to end."""
+_COPIES = 5  # so many are remembered, for how long the next may take
 _STEP = 0.1
 _LAST_BLOCK_SECONDS = 5.0
 _BOOK_LIMIT = 4 << 20
@@ -126,25 +128,43 @@ class Mirroring:
         """
         if not self.states:
             return
-        self.hand_over(at_once=True)
-        started = self._moved = time.monotonic()
-        told = False
         try:
-            while not self._idle():
-                now = time.monotonic()
-                required = any(state.mirror.required and not self._done(state) for state in self.states)
-                if now - (self._moved if required else started) >= seconds:
-                    break
-                if not told and now - started > 1.0:
-                    told = True
-                    logger.info("Waiting for the mirrors of %s, at most %.0f s.", self._run, seconds)
-                if self._ticket is not None:
-                    self._ticket.join(_STEP)
+            self.wait(seconds)
         finally:
             self.stop()
         self.report()
         if not self._lost:  # else whoever holds the run now goes on with its mirrors
             self._tell_missing()
+
+    def wait(self, seconds: float, at_most: float = math.inf) -> None:
+        """Waits until the mirrors are up to date, as `close` does; in all no longer than `at_most` seconds."""
+        self.hand_over(at_once=True)
+        started = self._moved = time.monotonic()
+        told = False
+        while not self._idle():
+            now = time.monotonic()
+            required = any(state.mirror.required and not self._done(state) for state in self.states)
+            if now - (self._moved if required else started) >= seconds or now - started >= at_most:
+                break
+            if not told and now - started > 1.0:
+                told = True
+                logger.info("Waiting for the mirrors of %s, at most %.0f s.", self._run, seconds)
+            if self._ticket is not None:
+                self._ticket.join(_STEP)
+
+    def closing_seconds(self, earlier: Mapping[str, float]) -> float:
+        """Seconds that `close` may take after a signal: what the slowest of the last copies took, of required mirrors all of it.
+
+        Args:
+            earlier: the same of earlier launches, by the mirror's URL; used until one was made here.
+
+        """
+        took = [
+            (state.mirror.required, max(state.took, default=earlier.get(state.place.url, 0.0)))
+            for state in self.states
+        ]
+        others = sum(seconds for required, seconds in took if not required)
+        return sum(seconds for required, seconds in took if required) + min(others, SIGNAL_SECONDS)
 
     def stop(self) -> None:
         """Ends what is on its way, at the next block; what was copied of it is used by the next launch."""
@@ -314,6 +334,7 @@ class Mirroring:
             raise
         else:
             seconds = round(time.monotonic() - started, 4)
+            state.took = (*state.took, seconds)[-_COPIES:]
             self._note(state, name=name, bytes=copied.sent, found=copied.found, seconds=seconds)
         finally:
             state.standing = dataclasses.replace(state.standing, copying=None)

@@ -41,6 +41,8 @@ class State:
     failures: int = 0
     retry_at: float = 0.0
     problem: str | None = None
+    took: tuple[float, ...] = ()
+    """Seconds of its last copies."""
     brought: int = 0
     """The last call of `hand_over` after which it was brought up to date."""
     found: RunBook | None = None

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class Record:
         end: when it ended, or when its time will be over.
         preempt: when it was told that others take its place.
         exit_code: like ``75:0``, the second number being a signal.
+        command: its script, with arguments; empty where Slurm does not tell.
         output: the file of its standard output.
         errors: the file of its standard error.
 
@@ -73,6 +75,7 @@ class Record:
     end: float | None = None
     preempt: float | None = None
     exit_code: str = ""
+    command: str = ""
     output: str = ""
     errors: str = ""
 
@@ -131,8 +134,10 @@ class Question:
 
         """
         process = self._process
+        left = max(0.0, self._until - time.monotonic())
         try:
-            printed, said = process.communicate(timeout=max(0.0, self._until - time.monotonic()))
+            # What has answered is heard, however late somebody looks.
+            printed, said = process.communicate(timeout=left if process.poll() is None else max(left, 1.0))
         except subprocess.TimeoutExpired:
             self.give_up()
             raise SlurmError(
@@ -154,10 +159,14 @@ class Question:
         return printed
 
     def give_up(self) -> None:
-        """Ends the command."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        self._process.communicate()
+        """Ends the command, with all that it has started: a site's own script around it, say."""
+        if self._process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def run(*words: str) -> str:
@@ -259,6 +268,7 @@ def _record(fields: dict[str, str]) -> Record:
         end=_moment(fields.get("EndTime")),
         preempt=_moment(fields.get("PreemptTime")),
         exit_code=fields.get("ExitCode", ""),
+        command="" if fields.get("Command") == "(null)" else fields.get("Command", ""),
         output=fields.get("StdOut", ""),
         errors=fields.get("StdErr", ""),
     )

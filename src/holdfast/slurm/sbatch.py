@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 
@@ -13,18 +14,12 @@ from holdfast.slurm import commands
 PATIENCE = 120.0
 """Seconds; sbatch itself tries for a while when the controller is busy, and a job may be queued meanwhile."""
 
-# Variables that sbatch takes for options; they would win over the lines of a script.
-VARIABLES = {
-    "SBATCH_ACCOUNT": "account", "SBATCH_ARRAY_INX": "array", "SBATCH_CLUSTERS": "clusters",
-    "SBATCH_CONSTRAINT": "constraint", "SBATCH_ERROR": "error", "SBATCH_EXCLUSIVE": "exclusive",
-    "SBATCH_EXPORT": "export", "SBATCH_GPUS": "gpus", "SBATCH_GPUS_PER_NODE": "gpus-per-node",
-    "SBATCH_GPUS_PER_TASK": "gpus-per-task", "SBATCH_GRES": "gres", "SBATCH_INPUT": "input",
-    "SBATCH_JOB_NAME": "job-name", "SBATCH_MEM_PER_CPU": "mem-per-cpu", "SBATCH_MEM_PER_GPU": "mem-per-gpu",
-    "SBATCH_MEM_PER_NODE": "mem", "SBATCH_NO_REQUEUE": "no-requeue", "SBATCH_OPEN_MODE": "open-mode",
-    "SBATCH_OUTPUT": "output", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos", "SBATCH_REQUEUE": "requeue",
-    "SBATCH_RESERVATION": "reservation", "SBATCH_SIGNAL": "signal", "SBATCH_TIMELIMIT": "time",
+# Variables that sbatch takes for options, where their names are not those of the options.
+_OTHER_NAMES = {
+    "SBATCH_ARRAY_INX": "array", "SBATCH_MEM_PER_NODE": "mem", "SBATCH_REQ_SWITCH": "switches",
+    "SBATCH_TIMELIMIT": "time", "SBATCH_WAIT4SWITCH": "switches",
 }  # fmt: skip
-_ALWAYS_OURS = frozenset({"array", "requeue", "no-requeue"})
+_ALWAYS_OURS = frozenset({"array", "requeue", "no-requeue", "wait"})
 # What a job in which sbatch is called has, and the new one must not take for its own.
 _OF_A_JOB = (
     "SLURM_JOB_END_TIME",
@@ -34,6 +29,7 @@ _OF_A_JOB = (
     "HOLDFAST_SUBMISSION",
     "HOLDFAST_CONTINUE",
 )
+_OF_THE_CLUSTER = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +73,23 @@ def available() -> bool:
 
 
 def environment(given: Collection[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What sbatch gets to see: nothing that would win over the options `given` in the script."""
+    """What sbatch gets to see: nothing that would win over the options `given` in the script, and no job around it."""
     taken = {*given, *_ALWAYS_OURS}
-    return {
-        name: value
-        for name, value in environ.items()
-        if VARIABLES.get(name) not in taken and not name.startswith(_OF_A_JOB)
-    }
+    inside = "SLURM_JOB_ID" in environ
+
+    def is_kept(name: str) -> bool:
+        if name.startswith("SBATCH_"):
+            return _option_of(name) not in taken
+        if name.startswith(_OF_A_JOB):
+            return False
+        # srun in the new job would take its tasks, memory and devices from there.
+        return not (inside and name.startswith("SLURM_")) or name in _OF_THE_CLUSTER
+
+    return {name: value for name, value in environ.items() if is_kept(name)}
+
+
+def _option_of(variable: str) -> str:
+    return _OTHER_NAMES.get(variable) or variable.removeprefix("SBATCH_").lower().replace("_", "-")
 
 
 def submit(
@@ -98,9 +104,8 @@ def submit(
     # An output of its own form would not be a number.
     words = ("sbatch", "--parsable", *words, "--", script, *arguments)
     printed = commands.Question(words, environ=environ, patience=PATIENCE).answer()
-    # Where there are several clusters: 4242;cluster.
-    number = printed.strip().splitlines()[-1].partition(";")[0] if printed.strip() else ""
-    if not number.isdecimal():
+    number = _number(printed)
+    if not number:
         raise SlurmError(
             f"sbatch did not tell the number of the job, but: {printed.strip() or 'nothing'}. Next: look with squeue "
             f"--me whether it is there.",
@@ -108,6 +113,16 @@ def submit(
             said=printed.strip(),
         )
     return number
+
+
+def _number(printed: str) -> str:
+    """The job's number in what sbatch printed, and a site's own script around it; empty without one."""
+    # Where there are several clusters: 4242;cluster.
+    for form in (r"(\d+)(?:;\S*)?", r"Submitted batch job (\d+)\b.*"):
+        for line in reversed(printed.splitlines()):
+            if found := re.fullmatch(form, line.strip(), re.ASCII):
+                return found[1]
+    return ""
 
 
 def cancel(numbers: Sequence[str]) -> None:

@@ -21,11 +21,11 @@ _SECONDS = 60  # by Slurm's default
 
 
 class Shell(NamedTuple):
-    """A shell that Slurm has started, with this process below it.
+    """The shell that Slurm has started, with this process below it, and others between the two.
 
     Attributes:
-        catches: the signals for which it has a trap; these may well be passed on.
-        warned: by which signal `#SBATCH --signal=B:…` has it warned, and how many seconds before the end.
+        catches: the signals for which each of them has a trap; these may well be passed on.
+        warned: by which signal `#SBATCH --signal=B:…` has the first one warned, and how many seconds before the end.
 
     """
 
@@ -40,7 +40,7 @@ class Shell(NamedTuple):
 
 def find(proc: str = "/proc") -> Shell | None:
     """The shell that stands between Slurm and this process; None if none does, or where that cannot be seen."""
-    pid, found = os.getppid(), None
+    pid, outermost, catches = os.getppid(), 0, []
     while pid > 1:
         try:
             with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as file:
@@ -48,12 +48,28 @@ def find(proc: str = "/proc") -> Shell | None:
             name = status["Name"].strip()
             if name == _STARTER:
                 break
-            if name in _SHELLS:
-                found = Shell(_signals(status.get("SigCgt", "0")), _warned(proc, pid))
+            # A script that is called by its own name has that for its process's name, too.
+            if name in _SHELLS or _interpreter(proc, pid) in _SHELLS:
+                outermost = pid
+                catches.append(_signals(status.get("SigCgt", "0")))
             pid = int(status["PPid"])
         except (OSError, ValueError, KeyError):
             return None
-    return found if pid > 1 else None
+    if pid <= 1 or not outermost:
+        return None
+    return Shell(frozenset.intersection(*catches), _warned(proc, outermost))
+
+
+def _words(proc: str, pid: int) -> list[bytes]:
+    with open(f"{proc}/{pid}/cmdline", "rb") as file:
+        return file.read().split(b"\0")
+
+
+def _interpreter(proc: str, pid: int) -> str:
+    try:
+        return os.path.basename(os.fsdecode(_words(proc, pid)[0])).removeprefix("-")
+    except OSError:
+        return ""
 
 
 def _signals(mask: str) -> frozenset[int]:
@@ -64,9 +80,8 @@ def _signals(mask: str) -> frozenset[int]:
 def _warned(proc: str, pid: int) -> tuple[str, int] | None:
     """What the shell's script asks Slurm for, if that can be read."""
     try:
-        with open(f"{proc}/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-        script = next(word for word in words[1:] if word and not word.startswith(b"-"))
+        words = _words(proc, pid)[1:]
+        script = next(word for word in words if word and not word.startswith(b"-"))
         # Not /dev/stdin or a pipe: what this process would read there is its own, or never comes.
         with open(os.open(script, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

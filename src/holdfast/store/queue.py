@@ -31,10 +31,10 @@ def ask_slurm(holder: Holder, me: Holder) -> Word:
         record = commands.job(holder.slurm_job)
     except SlurmError:
         return "unknown"
-    if (
-        record is None
-    ):  # what ran while its lease was written was known, and is forgotten some time after its end
-        return "dead"
+    if record is None:
+        # What ran while its lease was written was known, and is forgotten some time after its end. But a cluster
+        # may hide the jobs of others (PrivateData=jobs), and then says the same of them.
+        return "dead" if holder.user == me.user else "unknown"
     if record.restarts > holder.slurm_restart or record.state in commands.ENDED | commands.WAITING:
         return "dead"
     if record.state in commands.ENDING:
