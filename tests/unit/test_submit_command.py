@@ -12,6 +12,8 @@ from cli_runs import make_run
 from submit_cluster import submit
 
 import holdfast
+from holdfast import files
+from holdfast.errors import StorageError
 from holdfast.jobs import record
 
 
@@ -366,6 +368,20 @@ def test_what_sbatch_says_is_passed_on(cluster):
     result = submit("-t", "1")
     assert result.exit_code == 13
     assert "Invalid account" in result.stderr
+    assert not os.path.exists("runs/digits")
+
+
+def test_a_script_that_cannot_be_written_leaves_nothing_behind(cluster, monkeypatch):
+    """On a full disk nothing is submitted, and neither a directory nor half a script stays."""
+
+    def refuse(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:10])
+        raise StorageError("Cannot write: No space left on device.", errno=28, path=path, operation="write")
+
+    monkeypatch.setattr(files, "create_file", refuse)
+    assert submit("-t", "1").exit_code == 10
+    assert cluster.calls == []
     assert not os.path.exists("runs/digits")
 
 
