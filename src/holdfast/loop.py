@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 from typing import Any
 
-from holdfast import resuming
+from holdfast import restoring, resuming
 from holdfast.errors import HoldfastError, UsageError
 from holdfast.format.manifest import Goal, Manifest
 from holdfast.log import logger
@@ -320,7 +320,7 @@ class Loop:
         training.loader.carry(random, generators)
         if manifest is not None:
             streams.restore_generators(generators, random.get("generators", {}))
-            resuming.restore_again(training)
+            restoring.restore_again(training)
         else:
             self._look_at(generators)
             known = {**random, "first": training.loader.first, "touched": training.loader.touched}

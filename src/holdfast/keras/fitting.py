@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from holdfast import resuming
+from holdfast import restoring
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.keras import building, edge, rates
@@ -249,7 +249,7 @@ class Fitting:
     def _restore_again(self) -> None:
         # In their on_train_begin others have forgotten what they knew, and may have drawn numbers.
         training = self._training
-        resuming.restore_again(training)
+        restoring.restore_again(training)
         self._company.welcome()
         if not self._inside:
             self._model.reset_metrics()  # as fit has just done
