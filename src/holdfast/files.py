@@ -13,7 +13,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from holdfast.errors import FormatError, NotFoundError, StorageError, storage_error
 
@@ -357,20 +356,6 @@ def bytes_on_disk(directory: Path) -> int:
             with contextlib.suppress(OSError):
                 total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
-
-
-def digest_file(path: Path, size: int, digest: Any) -> int:
-    """Updates `digest` with a regular file's bytes, and returns how many; stops after `size` of them and one more."""
-    fd = open_for_reading(path)
-    done = 0
-    try:
-        with translated(path, "read"):
-            while done <= size and (piece := os.read(fd, 1 << 20)):
-                digest.update(piece)
-                done += len(piece)
-    finally:
-        os.close(fd)
-    return done
 
 
 def open_for_reading(path: Path) -> int:

@@ -23,8 +23,9 @@ from holdfast.format.manifest import (
 )
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, decode_arrays
 from holdfast.mirrors.crew import Crew, Errand, Room, Step, Write, block_of
-from holdfast.mirrors.place import Part, Source, Target
+from holdfast.mirrors.place import Part, Target
 from holdfast.payload import damage
+from holdfast.payload.source import Source
 
 _PIECE = 1 << 20
 _OWN_THREADS = 2

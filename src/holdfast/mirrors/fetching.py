@@ -16,9 +16,9 @@ from holdfast.mirrors import arrivals, copying, plan
 from holdfast.mirrors.arrivals import Arrivals
 from holdfast.mirrors.copying import Copied
 from holdfast.mirrors.mirror import Mirror
-from holdfast.mirrors.place import Source
 from holdfast.mirrors.plan import Offer
 from holdfast.mirrors.state import State, other_run
+from holdfast.payload.source import Source
 from holdfast.policy.keep import Keep, Record, best_of
 from holdfast.store import book, catalog, retention
 from holdfast.store.book import RunBook

@@ -6,24 +6,9 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from holdfast.payload.source import Source
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
-
-
-class Source(Protocol):
-    """A checkpoint that can be read from, bytes by bytes; nothing of it is trusted before it is checked.
-
-    Each call raises `NotFoundError` for what is not there and `StorageError` for what cannot be read.
-    """
-
-    path: str
-    """For messages."""
-
-    def small(self, file: str, limit: int) -> bytes:
-        """The bytes of a file; more than `limit` are a `FormatError`."""
-
-    def read(self, file: str, into: memoryview, offset: int) -> int:
-        """Fills `into` from byte `offset` of a file; gives how many bytes there were."""
 
 
 class Part(Protocol):

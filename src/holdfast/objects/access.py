@@ -104,6 +104,19 @@ class Objects:
 
         return dict(sorted(self._run(work, "list", prefix, BULK).items()))
 
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names up to the next slash, of all that have one: what lies one level below."""
+        key = self.address.key(prefix)
+
+        async def work() -> list[str]:
+            import obstore
+
+            start = len(self.address.prefix) + 1 if self.address.prefix else 0
+            listed = await obstore.list_with_delimiter_async(self._stores.quick, key or None)
+            return sorted(name[start:].rstrip("/") for name in listed["common_prefixes"])
+
+        return self._run(work, "list", prefix, BULK)
+
     def small(self, name: str, limit: int) -> bytes:
         """The bytes of an object; more than `limit` are a `FormatError`, none there a `NotFoundError`."""
 
@@ -125,28 +138,32 @@ class Objects:
 
     def read(self, name: str, into: memoryview, offset: int) -> int:
         """Fills `into` from byte `offset` of an object; gives how many bytes there were."""
-        return self.reading(name, into, offset).wait()
+        data = self.piece(name, offset, len(into))
+        into[: len(data)] = data
+        return len(data)
 
-    def reading(self, name: str, into: memoryview, offset: int) -> Request[int]:
-        """The same on its way: `into` is not touched any more once `wait` has returned or raised."""
+    def piece(self, name: str, offset: int, length: int) -> memoryview:
+        """The bytes of an object from `offset` on, in one request; fewer than `length` where it ends before.
 
-        async def work() -> int:
+        They lie in memory of their own: a request that nobody waits for any more writes nowhere else.
+        """
+
+        async def work() -> memoryview:
             import obstore
 
-            if not len(into):
-                return 0
+            if not length:
+                return memoryview(b"")
             try:
                 data = await obstore.get_range_async(
-                    self._stores.bulk, self.address.key(name), start=offset, length=len(into)
+                    self._stores.bulk, self.address.key(name), start=offset, length=length
                 )
             except Exception as error:
                 if Said.of(error).status == 416:  # it ends before
-                    return 0
+                    return memoryview(b"")
                 raise
-            into[: len(data)] = memoryview(data)
-            return len(data)
+            return memoryview(data)
 
-        return self._begin(_again(work, stores.BULK_RETRIES), "read", name, BULK)
+        return self._begin(_again(work, stores.BULK_RETRIES), "read", name, BULK).wait()
 
     def size(self, name: str) -> int:
         """The bytes that an object has; `NotFoundError` where there is none."""
