@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from holdfast import files, stage
+from holdfast import stage
+from holdfast.content import Content, damaged
 from holdfast.errors import (
     DamagedError,
     FormatError,
@@ -17,19 +17,18 @@ from holdfast.errors import (
     NotFoundError,
     StorageError,
     UsageError,
-    nearest,
 )
-from holdfast.format import names, sealed
+from holdfast.format import names
 from holdfast.format.manifest import CHECKPOINT_FILE, Manifest, Progress
 from holdfast.format.summary import Summary, summarize
-from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, PayloadRecord, decode_arrays
+from holdfast.format.table import Arrays
+from holdfast.objects import urls
 from holdfast.state import adapters, capture, garbage, tree
 from holdfast.state.part import Plan, SavedPart
-from holdfast.store import catalog, retention
+from holdfast.store import catalog, retention, sources
 
 _T = TypeVar("_T")
 _FRAMEWORKS = adapters.ARRAYS
-_MOST_LOOKS = 20_000_000  # at arrays, to name those in damaged blocks
 
 
 class Restored(dict[str, Any]):
@@ -44,7 +43,7 @@ class Checkpoint:
     """A published, immutable snapshot. Reading it takes no lease and creates nothing.
 
     Attributes:
-        path: the directory.
+        path: the directory, or the URL.
         name: its name, such as ``000012_epoch-0005_step-00004690_20261123T083107Z``.
         sequence: its number in the run.
         progress: completed epochs, steps, and batches and samples in the current epoch.
@@ -56,13 +55,12 @@ class Checkpoint:
     """
 
     def __init__(self, path: str, reference: str | None = None, *, summary: Summary | None = None) -> None:
-        self.path = os.path.abspath(path)
+        self.path = sources.absolute(path)
         self._reference = reference
         # With a summary, as one of thousands, it is read as a whole when somebody asks for more.
         self._summary = summary
         self._read = catalog.read_manifest(self.path) if summary is None else None
-        self._arrays: Arrays | None = None
-        self._looks = 0
+        self._held: Content | None = None
 
     def __repr__(self) -> str:
         return f"<holdfast.Checkpoint {self.path}>"
@@ -79,7 +77,7 @@ class Checkpoint:
         return cast("Manifest", self._read)
 
     def _take(self, manifest: Manifest) -> None:
-        self._read, self._summary, self._arrays = manifest, None, None
+        self._read, self._summary, self._held = manifest, None, None
 
     @property
     def _known(self) -> Manifest | Summary:
@@ -138,151 +136,28 @@ class Checkpoint:
 
     # -- reading ---------------------------------------------------------------------------
 
+    @property
+    def _content(self) -> Content:
+        """Its files, as they are to be by the manifest that is known now."""
+        manifest = self._manifest
+        if self._held is None:
+            self._held = Content(sources.source_of(self.path), manifest)
+        return self._held
+
     def arrays(self) -> Arrays:
         """The content of `arrays.json`, checked against `checkpoint.json`."""
-        if self._arrays is None:
-            path = os.path.join(self.path, ARRAYS_FILE)
-            listed = self._manifest.files.get(ARRAYS_FILE)
-            if listed is None:
-                raise FormatError(
-                    f"{self.path}: {CHECKPOINT_FILE} does not list {ARRAYS_FILE}.", path=self.path
-                )
-            data = self._read_small(ARRAYS_FILE, READ_LIMIT_ARRAYS, text=True)
-            arrays = decode_arrays(data, path)
-            unlisted = {name for name in self._manifest.files if name.endswith(".safetensors")} - set(
-                arrays.files
-            )
-            for name in [*arrays.files, *sorted(unlisted)]:
-                own, record = self._manifest.files.get(name), arrays.files.get(name)
-                digest = _digest_of(record) if record is not None else None
-                if own is None or record is None or own.size != record.size or own.digest != digest:
-                    raise DamagedError(
-                        f"{self.path}: {CHECKPOINT_FILE} and {ARRAYS_FILE} disagree about {name}: they do not belong "
-                        f"together. Next: holdfast verify {self.path}",
-                        path=self.path,
-                        file=name,
-                        block=None,
-                        arrays=[],
-                        expected=own.digest if own else None,
-                        found=digest,
-                    )
-            self._arrays = arrays
-        return self._arrays
-
-    def _read_small(self, name: str, limit: int, *, text: bool = False) -> bytes:
-        listed = self._manifest.files[name]
-        with self._expecting(name):
-            data = files.read_file(os.path.join(self.path, name), min(limit, listed.size), text=text)
-        self._compare(name, len(data), sealed.digest(data))
-        return data
-
-    def _check_small(self, name: str) -> None:
-        """Reads a file piece by piece, so that its size costs no memory."""
-        import xxhash
-
-        digest = xxhash.xxh3_128()
-        with self._expecting(name):
-            size = files.digest_file(os.path.join(self.path, name), self._manifest.files[name].size, digest)
-        self._compare(name, size, digest.hexdigest())
-
-    @contextlib.contextmanager
-    def _expecting(self, name: str) -> Iterator[None]:
-        """Turns what is wrong with the file of that name as a whole into damage."""
-        expected = self._manifest.files[name].digest
-        try:
-            yield
-        except NotFoundError:
-            if not os.path.isdir(self.path):
-                raise
-            raise self._damaged(name, f"{name} is missing", expected, None) from None
-        except FormatError as error:  # longer than it was written, or no regular file
-            text = f"{name} is not the file that was written: {error}"
-            raise self._damaged(name, text, expected, None) from error
-
-    def _compare(self, name: str, size: int, found: str) -> None:
-        listed = self._manifest.files[name]
-        if found != listed.digest:
-            text = f"{name} has {size:,} bytes with digest {found}; {listed.size:,} with {listed.digest} were written"
-            raise self._damaged(name, text, listed.digest, found)
-
-    def _damaged(self, name: str, text: str, expected: str | None, found: str | None) -> DamagedError:
-        return DamagedError(
-            f"{self.path} is damaged: {text}. Next: holdfast verify {self.path}, or use an older checkpoint.",
-            path=self.path,
-            file=name,
-            block=None,
-            arrays=[],
-            expected=expected,
-            found=found,
-        )
+        return self._content.arrays()
 
     def saved(self, name: str) -> SavedPart:
         """A part as `arrays.json` describes it; `NotFoundError` names the nearest."""
-        parts = self.arrays().parts
-        if name not in parts:
-            near = nearest(name, parts)
-            raise NotFoundError(
-                f"{self.path} has no part {name!r}{f'; {near}' if near else '.'} It has: {', '.join(parts)}.",
-                path=self.path,
-                candidates=list(parts),
-            )
-        outline = self._manifest.parts.get(name, {}).get("outline")
-        made_by = outline.get("class") if isinstance(outline, dict) else None
-        return SavedPart.of(name, parts[name], self.path, made_by if isinstance(made_by, str) else "")
+        return self._content.saved(name)
 
     def read(self, plan: Plan, progress: Callable[[int], None] | None = None) -> None:
         """Reads and checks what a plan asks for, then finishes it."""
-        batches = plan.small.sealed()
-        if plan.requests or batches:
-            from holdfast.payload import reader
+        self._content.read(plan, progress)
 
-            reader.read(
-                self.path,
-                self._records(),
-                plan.requests,
-                batches=batches,
-                names=self._names_in,
-                progress=progress,
-                block_size=self.arrays().block_size,
-            )
-        plan.finish()
-
-    def _check_files(self, parts: Iterable[str]) -> None:
-        """Compares the sizes of the files that some parts lie in, before memory is taken for what they hold."""
-        from holdfast.payload import damage
-
-        used = {
-            chunk.file
-            for name in parts
-            for entry in self.saved(name).entries.values()
-            for chunk in entry.chunks
-            if chunk.bytes[0] < chunk.bytes[1]
-        }
-        for file, record in self.arrays().files.items():
-            with contextlib.suppress(OSError):  # what is missing, or no file, is the reader's to tell
-                size = os.lstat(os.path.join(self.path, file)).st_size
-                if file in used and size != record.size:
-                    raise damage.wrong_size(self.path, file, record.size, size)
-
-    def _records(self) -> dict[str, Any]:
-        from holdfast.payload import reader
-
-        return {
-            name: reader.FileRecord(name, record.size, [bytes.fromhex(block) for block in record.blocks])
-            for name, record in self.arrays().files.items()
-        }
-
-    def _names_in(self, file: str, start: int, stop: int) -> list[str]:
-        """The arrays in some bytes of a file; none any more once much time went into such questions."""
-        if self._looks > _MOST_LOOKS:
-            return []
-        self._looks += sum(len(part.arrays) for part in self.arrays().parts.values())
-        return [
-            f"{part_name}/{name}"
-            for part_name, part in self.arrays().parts.items()
-            for name, entry in part.arrays.items()
-            if any(c.file == file and c.bytes[0] < stop and start < c.bytes[1] for c in entry.chunks)
-        ]
+    def _read_small(self, name: str, limit: int) -> bytes:
+        return self._content.small(name, limit)
 
     def load(self, parts: Iterable[str] | None = None, arrays: str | None = None) -> dict[str, Any]:
         """The values of parts, with new arrays on the CPU, every block checked.
@@ -304,7 +179,7 @@ class Checkpoint:
             wanted = (
                 list(parts) if parts is not None else [n for n in self.arrays().parts if n not in _UNASKED]
             )
-            self._check_files(wanted)
+            self._content.check_sizes(wanted)
             plan = Plan()
             finishes = {name: plan.value(self.saved(name), arrays) for name in wanted}
             self.read(plan)
@@ -344,7 +219,7 @@ class Checkpoint:
                 for name, part in self.arrays().parts.items()
                 if name not in targets and name not in _UNASKED and part.kind == "value"
             ]
-            self._check_files([*targets, *others])
+            self._content.check_sizes([*targets, *others])
             for name in others:  # that they are values at all is found out before the first byte, too
                 self.saved(name).value(lambda *_: None)
             finishes = {name: plan.value(self.saved(name)) for name in others}
@@ -374,6 +249,8 @@ class Checkpoint:
     def _moved_on(self, error: HoldfastError) -> bool:
         """Whether the reference means another checkpoint by now; if so, this one becomes that one."""
         stale = isinstance(error, StorageError) and error.errno == errno.ESTALE
+        if isinstance(error, StorageError) and urls.is_url(self.path):
+            return False  # the store or the way to it: asking more of it only takes longer
         if catalog.is_checkpoint(self.path):
             try:
                 current = Checkpoint(self.path, self._reference)
@@ -394,51 +271,19 @@ class Checkpoint:
     def verify(self, progress: Callable[[int], None] | None = None) -> list[HoldfastError]:
         """Reads every byte of every file; the list of what is damaged is empty when it is whole."""
         problems = self._look_again()
-        if self._read is None:
-            return problems
-        for name in self._manifest.files:
-            if name.endswith(".safetensors"):
-                continue
-            try:
-                self._check_small(name)
-            except HoldfastError as error:
-                problems.append(error)
-        with files.translated(self.path, "list"):
-            present = os.listdir(self.path)
-        surplus = set(present) - set(self._manifest.files) - {CHECKPOINT_FILE}
-        problems += [
-            self._damaged(name, f"{name} does not belong to it", None, name) for name in sorted(surplus)
-        ]
-        try:
-            for name in self.arrays().parts:
-                self.saved(name).leaves()
-            records = self._records()
-        except HoldfastError as error:
-            known = {problem.message for problem in problems}
-            return problems if error.message in known else [*problems, error]
-        from holdfast.payload import reader
-
-        return problems + list(
-            reader.verify(
-                self.path,
-                records,
-                names=self._names_in,
-                progress=progress,
-                block_size=self.arrays().block_size,
-            )
-        )
+        return problems + self._content.verify(progress) if self._read is not None else problems
 
     def _look_again(self) -> list[HoldfastError]:
         """What became of checkpoint.json since it was read; when it was replaced, that one counts."""
         try:
             current = catalog.read_manifest(self.path)
         except NotFoundError:
-            if not os.path.isdir(self.path):
+            if not sources.source_of(self.path).exists():
                 raise
-            return [self._damaged(CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
+            return [damaged(self.path, CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
         except FormatError as error:
             text = f"{CHECKPOINT_FILE} is not the file that was written: {error}"
-            return [self._damaged(CHECKPOINT_FILE, text, None, str(error))]
+            return [damaged(self.path, CHECKPOINT_FILE, text, None, str(error))]
         except HoldfastError as error:
             return [error]
         if self._read is None:
@@ -446,7 +291,7 @@ class Checkpoint:
         own = self._manifest
         if (current.run, current.name, current.sequence) != (own.run, own.name, own.sequence):
             text = f"{CHECKPOINT_FILE} is that of another checkpoint, {current.name}"
-            return [self._damaged(CHECKPOINT_FILE, text, own.name, current.name)]
+            return [damaged(self.path, CHECKPOINT_FILE, text, own.name, current.name)]
         if current != own:
             self._take(current)
         return []
@@ -457,11 +302,19 @@ class Checkpoint:
 
     def pin(self) -> None:
         """Keeps this checkpoint whatever the policy says. Takes no lease."""
-        retention.pin(self._run_directory(), os.path.basename(self.path))
+        self._marks().pin(self._run_directory(), os.path.basename(self.path))
 
     def unpin(self) -> None:
         """Hands this checkpoint back to the policy."""
-        retention.unpin(self._run_directory(), os.path.basename(self.path))
+        self._marks().unpin(self._run_directory(), os.path.basename(self.path))
+
+    def _marks(self) -> Any:
+        """What pins and unpins where this one lies."""
+        if not urls.is_url(self.path):
+            return retention
+        from holdfast.store import distant
+
+        return distant
 
     def _run_directory(self) -> str:
         parent, base = os.path.split(self.path)
@@ -481,16 +334,15 @@ class Checkpoint:
         return parent
 
 
-def _digest_of(record: PayloadRecord) -> str:
-    return sealed.digest(b"".join(bytes.fromhex(block) for block in record.blocks))
-
-
 _UNASKED = names.RESERVED_PARTS - {"state"}
 
 
 @garbage.paused()
 def open_checkpoint(reference: str | os.PathLike[str]) -> Checkpoint:
     """A checkpoint by reference: a path, ``RUN``, ``RUN@best``, ``RUN@step=4690``, ``RUN@-2``, …
+
+    A URL may stand in the place of the path: ``s3://bucket/digits@best``. What is asked for is read from there, and
+    nothing else.
 
     Raises:
         NotFoundError: nothing there; the message lists what is.

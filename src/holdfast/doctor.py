@@ -15,7 +15,7 @@ from holdfast import files
 from holdfast.cost import SUGGESTED, Choice, SaveCost, choices, save_cost, suggested_interval, used_every
 from holdfast.errors import NotFoundError, UsageError
 from holdfast.storage import file_system_type, free_bytes, refuse_object_store
-from holdfast.store import book, catalog, quota
+from holdfast.store import book, catalog, quota, sources
 from holdfast.store.lease import holder_of
 
 TEST_BYTES = 256 << 20
@@ -85,7 +85,7 @@ def examine(directory: str | os.PathLike[str], *, write: bool = True) -> Report:
         StorageError: the directory can be neither looked at nor, with `write`, written.
 
     """
-    place = os.path.abspath(os.path.expanduser(os.fspath(directory)))
+    place = sources.local(directory, "holdfast doctor")
     is_run = catalog.is_run(place)
     existing = place
     while not os.path.isdir(existing):

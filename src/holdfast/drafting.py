@@ -17,7 +17,7 @@ from holdfast.state import adapters, capture, environment, garbage, tree
 from holdfast.state.known import Known
 from holdfast.state.part import PartState
 from holdfast.storage import NO_ROOM, Room
-from holdfast.store import book, catalog, scratch
+from holdfast.store import book, catalog, scratch, sources
 from holdfast.store.publish import Draft, replace
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def save(
         note=note,
         config=encode_config(config),
     )
-    target = os.path.abspath(os.fspath(path))
+    target = sources.local(path, "a save", "save into a directory, and copy that")
     rehearsed = stage.current()
     if rehearsed is not None:
         target = rehearsed.place(target, stage.SAVES)

@@ -13,7 +13,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from holdfast.errors import FormatError, NotFoundError, StorageError, storage_error
 
@@ -359,20 +358,6 @@ def bytes_on_disk(directory: Path) -> int:
     return total
 
 
-def digest_file(path: Path, size: int, digest: Any) -> int:
-    """Updates `digest` with a regular file's bytes, and returns how many; stops after `size` of them and one more."""
-    fd = open_for_reading(path)
-    done = 0
-    try:
-        with translated(path, "read"):
-            while done <= size and (piece := os.read(fd, 1 << 20)):
-                digest.update(piece)
-                done += len(piece)
-    finally:
-        os.close(fd)
-    return done
-
-
 def open_for_reading(path: Path) -> int:
     """A descriptor of a regular file; a link, a pipe or a directory is a `FormatError`."""
     try:
@@ -502,6 +487,7 @@ class PartialFile:
                 raise OSError(errno.EINVAL, "it is no regular file")
             self.begun = os.fstat(self._fd).st_size
             """Bytes that were there."""
+            self.found = 0
             if direct:
                 with contextlib.suppress(OSError):
                     self._direct = system.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)

@@ -12,23 +12,26 @@ from holdfast import figures
 
 Progress = Callable[[int], None]
 
-# Less than this is done before a bar could be looked at.
-WORTH_SHOWING = 64 << 20
+# Less than this is done before a bar could be looked at: here, and over a network.
+WORTH_SHOWING, WORTH_SHOWING_DISTANT = 64 << 20, 4 << 20
 LINE_SECONDS = 5.0
 _WINDOW_SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def measuring(label: str, total: int, say: Callable[[str], None]) -> Iterator[Progress]:
+def measuring(
+    label: str, total: int, say: Callable[[str], None], worth: int = WORTH_SHOWING
+) -> Iterator[Progress]:
     """Gives a function that is told how many bytes were just done (one thread at a time).
 
     Args:
         label: what is done.
         total: bytes in all.
         say: gets a line now and then, where stderr is no terminal.
+        worth: less in all is not shown.
 
     """
-    if total < WORTH_SHOWING:
+    if total < worth:
         yield lambda _: None
     elif sys.stderr.isatty():
         with _bar(label, total) as tell:

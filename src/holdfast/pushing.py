@@ -25,11 +25,12 @@ from holdfast.errors import (
 from holdfast.format.manifest import CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT
 from holdfast.mirrors import choice, copying, folder
 from holdfast.mirrors.crew import Crew
-from holdfast.mirrors.folder import Folder, FolderSource
+from holdfast.mirrors.folder import Folder
 from holdfast.mirrors.places import place_of
 from holdfast.mirrors.state import other_run
 from holdfast.mirrors.transfer import JOBS, Item, Transfer
 from holdfast.objects import urls
+from holdfast.payload.source import FolderSource
 from holdfast.store import book, catalog
 from holdfast.store.entry import Entry
 from holdfast.store.lease import living_holder

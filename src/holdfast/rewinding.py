@@ -16,7 +16,7 @@ from holdfast.format import names
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
 from holdfast.session import Session
-from holdfast.store import book, catalog, retention
+from holdfast.store import book, catalog, retention, sources
 from holdfast.store.entry import Entry
 
 
@@ -70,7 +70,7 @@ def rewind(
         LeaseError: a living process holds the run; nothing was changed.
 
     """
-    place = os.path.abspath(os.path.expanduser(os.fspath(run)))
+    place = sources.local(run, "a rewind")
     if not catalog.is_run(place):
         raise NotFoundError(
             f"{place} is not a run: it has no {book.RUN_FILE}. Next: holdfast ls {os.path.dirname(place)}",
@@ -92,7 +92,7 @@ def find_in(run: str, entries: Sequence[Entry], reference: str) -> Entry:
     if reference in by_name:
         return by_name[reference]
     parsed = names.parse_reference(f"{run}{reference}" if reference.startswith("@") else reference)
-    place = os.path.abspath(os.path.expanduser(parsed.place))
+    place = sources.local(parsed.place, "a rewind", "a checkpoint of the run itself")
     if os.path.realpath(place) == os.path.realpath(run):
         return catalog.find(run, entries, parsed)
     inside = os.path.realpath(os.path.dirname(place)) == os.path.realpath(run)

@@ -22,6 +22,7 @@ from typing import Any
 from holdfast import files
 from holdfast.format import names
 from holdfast.log import logger
+from holdfast.objects import urls
 
 VARIABLE = "HOLDFAST_REHEARSAL"
 TRAIL = "trail.jsonl"
@@ -138,7 +139,7 @@ def _open(path: str) -> Stage:
 def found(reference: str) -> str:
     """A reference as this process should understand it."""
     stage = current()
-    return reference if stage is None else stage.find(reference)
+    return reference if stage is None or urls.is_url(reference) else stage.find(reference)
 
 
 def prepare(home: str) -> None:

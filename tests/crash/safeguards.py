@@ -138,7 +138,7 @@ SAFEGUARDS = [
     Safeguard(
         "sizes are compared before the first byte is read",
         "payload/reader.py",
-        "                _check_size(directory, file)\n",
+        "                _check_size(source.path, file)\n",
         "                pass\n",
         "tests/unit/test_reader.py::test_structural_damage_is_found_before_any_byte_is_written",
     ),

@@ -418,7 +418,7 @@ def test_bits_of_a_run_through_the_command(run, tried):
                 }
                 assert states == {n: "damaged" if n == name else "whole" for n in names}
                 assert file in said.stdout
-                assert lines[-1].endswith("1 not whole")
+                assert lines[-2].endswith("1 not whole")
                 found = json.loads(call("verify", run, "--json").stdout)
                 assert [row["status"] for row in found["checkpoints"]] == [states[n] for n in names]
             tried("bits")

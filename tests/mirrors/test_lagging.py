@@ -423,7 +423,8 @@ def test_memory_is_bounded(run, arch):
     import tracemalloc
 
     from holdfast.mirrors import copying
-    from holdfast.mirrors.folder import Folder, FolderSource
+    from holdfast.mirrors.folder import Folder
+    from holdfast.payload.source import FolderSource
 
     train(run, 1, size=25 << 20)  # 100 MB
     os.mkdir(arch)

@@ -10,6 +10,7 @@ from holdfast.format import dtypes
 from holdfast.payload.array import HostArray, LazyArray
 from holdfast.payload.layout import plan
 from holdfast.payload.reader import FileRecord, Request, read, verify
+from holdfast.payload.source import FolderSource
 from holdfast.payload.writer import Save
 
 KINDS = [*dtypes.NATIVE, *dtypes.FOREIGN, "numpy:<M8[ns]", "numpy:>f4", "numpy:|S3", "numpy:<U5"]
@@ -103,10 +104,15 @@ def test_what_is_written_is_read(specification, seed, block, room, header_limit)
                 into[part, name] = np.full(stop - start, 85, np.uint8)
                 requests.append(Request(chunk.file, start, stop, into[part, name], f"{part}/{name}"))
         # Some first, so that there are gaps; then all, in any order.
-        read(directory, files, [request for request in requests if rng.random() < 0.5], block_size=block)
+        read(
+            FolderSource(directory),
+            files,
+            [request for request in requests if rng.random() < 0.5],
+            block_size=block,
+        )
         order = rng.permutation(len(requests))
-        read(directory, files, [requests[index] for index in order], block_size=block)
-        assert verify(directory, files, block_size=block) == []
+        read(FolderSource(directory), files, [requests[index] for index in order], block_size=block)
+        assert verify(FolderSource(directory), files, block_size=block) == []
 
     assert all(np.array_equal(into[key], values) for key, values in data.items())
     expected = {

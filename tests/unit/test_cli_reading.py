@@ -196,7 +196,9 @@ def test_verify_names_the_damage(run, file):
     assert file in result.output
     assert result.output.count("whole    0000") == 3
     assert result.output.count("damaged  0000") == 1
-    assert result.output.splitlines()[-1].endswith("1 not whole")
+    assert result.output.splitlines()[-2].endswith("1 not whole")
+    assert result.output.splitlines()[-1].startswith(f"Next: holdfast verify {run} --repair --mirror PLACE")
+    assert result.output.count("Next:") == 1
     content = call_json("verify", run)
     assert content["damaged"] == 1
     (row,) = [row for row in content["checkpoints"] if row["status"] != "whole"]

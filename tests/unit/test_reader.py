@@ -13,6 +13,7 @@ from holdfast.payload import blocks, staging, threads
 from holdfast.payload.array import HostArray
 from holdfast.payload.layout import plan
 from holdfast.payload.reader import Batch, FileRecord, Request, read, verify
+from holdfast.payload.source import FolderSource
 from holdfast.payload.writer import Save
 
 BLOCK = 8192
@@ -34,6 +35,7 @@ class Saved:
 
     def __init__(self, directory, parts):
         self.directory, self.parts = str(directory), parts
+        self.source = FolderSource(self.directory)
         layout = plan(
             {
                 part: {n: HostArray("F32", a.shape, a.reshape(-1).view(np.uint8)) for n, a in arrays.items()}
@@ -81,7 +83,7 @@ class Saved:
 
     def read(self, *wanted, **options):
         requests, into = self.requests(*wanted)
-        read(self.directory, self.files, requests, block_size=BLOCK, **options)
+        read(self.source, self.files, requests, block_size=BLOCK, **options)
         return into
 
     def check(self, into):
@@ -158,7 +160,7 @@ def test_two_destinations_may_want_the_same_bytes(saved):
     """Overlapping requests are all filled, whatever their order."""
     requests, into = saved.requests("model/w003", "model/w004")
     again, copies = saved.requests("model/w004", "model/w003")
-    read(saved.directory, saved.files, [*requests, *again], block_size=BLOCK)
+    read(saved.source, saved.files, [*requests, *again], block_size=BLOCK)
     saved.check(into)
     saved.check(copies)
 
@@ -176,7 +178,7 @@ def test_part_of_an_array(saved):
     place = saved.table["model"]["w009"]
     into = np.zeros(12_345, np.uint8)
     read(
-        saved.directory,
+        saved.source,
         saved.files,
         [Request(place.file, place.start + 777, place.start + 777 + 12_345, into, "x")],
         block_size=BLOCK,
@@ -254,7 +256,7 @@ def test_damage_caught_in_scratch_leaves_the_target_alone(saved):
     )
     assert len(requests) > 64
     with pytest.raises(DamagedError) as caught:
-        read(saved.directory, saved.files, requests, block_size=BLOCK)
+        read(saved.source, saved.files, requests, block_size=BLOCK)
     assert not caught.value.target_changed
     assert "overwritten" not in str(caught.value)
     assert all((array == -1).all() for array in into.values())
@@ -274,7 +276,7 @@ def test_structural_damage_is_found_before_any_byte_is_written(saved, kind):
         os.mkdir(path)
     requests, into = saved.requests()
     with pytest.raises(DamagedError) as caught:
-        read(saved.directory, saved.files, requests, block_size=BLOCK)
+        read(saved.source, saved.files, requests, block_size=BLOCK)
     error = caught.value
     assert error.file == "tiny.safetensors"
     assert error.expected == saved.files["tiny.safetensors"].size
@@ -283,7 +285,7 @@ def test_structural_damage_is_found_before_any_byte_is_written(saved, kind):
     if kind in {"short", "long"}:
         assert f"{error.expected:,}" in str(error)
         assert f"{error.found:,}" in str(error)
-    assert next(found.file for found in verify(saved.directory, saved.files, block_size=BLOCK)) == error.file
+    assert next(found.file for found in verify(saved.source, saved.files, block_size=BLOCK)) == error.file
 
 
 def test_a_file_that_is_not_wanted_is_not_looked_at(saved):
@@ -299,9 +301,9 @@ def test_a_deleted_checkpoint_is_not_damage(saved):
     requests, _ = saved.requests()
     shutil.rmtree(saved.directory)
     with pytest.raises(NotFoundError, match="deleted"):
-        read(saved.directory, saved.files, requests, block_size=BLOCK)
+        read(saved.source, saved.files, requests, block_size=BLOCK)
     with pytest.raises(NotFoundError, match="deleted"):
-        verify(saved.directory, saved.files, block_size=BLOCK)
+        verify(saved.source, saved.files, block_size=BLOCK)
 
 
 def test_a_file_cut_while_it_is_read(saved, monkeypatch):
@@ -338,13 +340,13 @@ def test_an_error_of_the_system(saved, monkeypatch, code, kind):
 def test_verify_reports_every_damaged_block(saved):
     """`verify` reads every byte and returns all damage in order; a whole checkpoint has none."""
     count = []
-    assert verify(saved.directory, saved.files, block_size=BLOCK, progress=count.append) == []
+    assert verify(saved.source, saved.files, block_size=BLOCK, progress=count.append) == []
     assert sum(count) == sum(record.size for record in saved.files.values())
     for offset in (10, 5 * BLOCK, 5 * BLOCK + 9, 2 * BLOCK - 1):
         flip(saved.path("model"), offset)
     path = saved.path("tiny")
     os.truncate(path, os.path.getsize(path) - 1)
-    found = verify(saved.directory, saved.files, block_size=BLOCK, names=saved.names)
+    found = verify(saved.source, saved.files, block_size=BLOCK, names=saved.names)
     assert [(error.file, error.block) for error in found] == [
         ("model.safetensors", 0),
         ("model.safetensors", 1),
@@ -365,7 +367,7 @@ def test_verify_counts_what_the_device_cannot_read_as_damaged(saved, monkeypatch
 
     flip(saved.path("model"), 4 * BLOCK)
     monkeypatch.setattr(os, "preadv", failing)
-    found = verify(saved.directory, {"model.safetensors": saved.files["model.safetensors"]}, block_size=BLOCK)
+    found = verify(saved.source, {"model.safetensors": saved.files["model.safetensors"]}, block_size=BLOCK)
     assert [error.block for error in found] == [1, 4]
     assert "Input/output" in str(found[0])
 
@@ -398,7 +400,7 @@ def test_swapped_files_are_found(saved):
 def test_impossible_requests_are_refused(saved, request_, kind):
     """A request outside its file, or with a destination that does not fit, names the array."""
     with pytest.raises(kind, match="m/x"):
-        read(saved.directory, saved.files, [request_], block_size=BLOCK)
+        read(saved.source, saved.files, [request_], block_size=BLOCK)
 
 
 def test_a_record_without_all_its_digests_is_refused(saved):
@@ -408,7 +410,7 @@ def test_a_record_without_all_its_digests_is_refused(saved):
     with pytest.raises(FormatError):
         saved.read()
     with pytest.raises(FormatError):
-        verify(saved.directory, saved.files, block_size=BLOCK)
+        verify(saved.source, saved.files, block_size=BLOCK)
 
 
 def test_an_error_in_progress_reaches_the_caller(saved):
@@ -444,14 +446,14 @@ def test_blocks_larger_than_the_pools_buffers(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "pool", staging.Pool())
     monkeypatch.setattr(blocks, "_STRETCH", 4096)
     requests, into = saved.requests()
-    read(saved.directory, {"m.safetensors": record}, requests, block_size=1 << 25)
+    read(saved.source, {"m.safetensors": record}, requests, block_size=1 << 25)
     saved.check(into)
 
 
 def test_nothing_is_wanted(saved):
     """A read of nothing touches nothing, not even a directory that is not there."""
-    read("/nowhere", {}, [])
-    assert verify(saved.directory, {}) == []
+    read(FolderSource("/nowhere"), {}, [])
+    assert verify(saved.source, {}) == []
     assert files.direct_io_works(saved.directory) in {True, False}
 
 
@@ -464,7 +466,7 @@ def test_a_batch_gets_each_array_once(saved, part, step):
     """A batch gets the bytes of each of its arrays, once, whether they lie in one block or astride of several."""
     wanted = [f"{part}/{name}" for name in sorted(saved.parts[part])[::step]]
     batch, taken = saved.batch(*wanted)
-    read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+    read(saved.source, saved.files, [], batches=[batch], block_size=BLOCK)
     assert taken == {label: [saved.bytes_of(label)] for label in wanted}
 
 
@@ -477,7 +479,7 @@ def test_batches_beside_requests(saved, step):
     (one, first), (two, second) = saved.batch(*some), saved.batch(*others)
     requests, into = saved.requests(*others, "model/w011")
     count = []
-    read(saved.directory, saved.files, requests, batches=[one, two], progress=count.append, block_size=BLOCK)
+    read(saved.source, saved.files, requests, batches=[one, two], progress=count.append, block_size=BLOCK)
     assert first == {label: [saved.bytes_of(label)] for label in some}
     assert second == {label: [saved.bytes_of(label)] for label in others}
     saved.check(into)
@@ -492,7 +494,7 @@ def test_a_batch_gets_nothing_of_a_damaged_block(saved, step):
     victim = saved.table["tiny"][names[3]]
     flip(saved.path("tiny"), victim.start)
     with pytest.raises(DamagedError) as caught:
-        read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+        read(saved.source, saved.files, [], batches=[batch], block_size=BLOCK)
     block = victim.start // BLOCK
     assert caught.value.block == block
     inside = {f"tiny/{n}" for n in names if saved.table["tiny"][n].start // BLOCK == block}
@@ -513,7 +515,7 @@ def test_a_batch_whose_arrays_overlap(saved):
 
     starts, stops = [first + a for a, _ in spans], [first + b for _, b in spans]
     batch = Batch("tiny.safetensors", starts, stops, place, str)
-    read(saved.directory, saved.files, [], batches=[batch], block_size=BLOCK)
+    read(saved.source, saved.files, [], batches=[batch], block_size=BLOCK)
     assert taken == {(a, b): data[a:b] for a, b in spans}
 
 
@@ -528,9 +530,9 @@ def test_impossible_batches_are_refused(saved):
     ]:
         bent = batch._replace(starts=starts, stops=stops)
         with pytest.raises(FormatError, match=r"the array tiny/t00[02] is said to be in bytes"):
-            read(saved.directory, saved.files, [], batches=[bent], block_size=BLOCK)
+            read(saved.source, saved.files, [], batches=[bent], block_size=BLOCK)
     with pytest.raises(FormatError, match="tiny/t000 is said to be in 'elsewhere'"):
-        read(saved.directory, saved.files, [], batches=[batch._replace(file="elsewhere")], block_size=BLOCK)
+        read(saved.source, saved.files, [], batches=[batch._replace(file="elsewhere")], block_size=BLOCK)
     assert not taken
 
 
@@ -542,4 +544,4 @@ def test_an_error_in_a_batch_reaches_the_caller(saved):
         raise MemoryError("full")
 
     with pytest.raises(MemoryError, match="full"):
-        read(saved.directory, saved.files, [], batches=[batch._replace(place=fail)], block_size=BLOCK)
+        read(saved.source, saved.files, [], batches=[batch._replace(place=fail)], block_size=BLOCK)

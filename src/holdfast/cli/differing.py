@@ -14,6 +14,7 @@ from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
 from holdfast.comparison import ABSENT, ArrayDifference, Comparison, ValueDifference, bytes_to_read, compare
 from holdfast.format import card
+from holdfast.objects import urls
 
 _SHOWN = 20  # of each kind
 # They differ between any two checkpoints, so a person is not told.
@@ -38,7 +39,8 @@ def diff_command(
     Time, host, run, command, config and metrics are metadata: they are shown and do not count.
     """
     a, b = open_checkpoint(left), open_checkpoint(right)
-    with reading("diff", bytes_to_read(a, b)) as progress:
+    distant = urls.is_url(a.path) or urls.is_url(b.path)
+    with reading("diff", bytes_to_read(a, b), distant=distant) as progress:
         found = compare(a, b, progress)
     if as_json:
         print_json(_content(found))

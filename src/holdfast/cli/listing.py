@@ -16,8 +16,9 @@ from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, UsageError
 from holdfast.format import card
 from holdfast.format.summary import Summary
+from holdfast.objects import urls
 from holdfast.policy.keep import Keep, Verdict
-from holdfast.store import book, catalog, retention
+from holdfast.store import book, catalog, retention, sources
 from holdfast.store.entry import Entry
 
 _DEPTH = 3  # levels below a directory in which runs are looked for
@@ -36,13 +37,18 @@ def ls_command(place: str, as_json: bool) -> None:
     """
     # What is made here lives until the end: collecting it over and over is half of the time.
     gc.disable()
-    path = os.path.abspath(os.path.expanduser(place))
+    path = sources.absolute(place)
     if catalog.is_run(path):
         _list_run(path, place, as_json=as_json)
     elif catalog.is_checkpoint(path):
         raise UsageError(f"{path} is a checkpoint, not a run. Next: holdfast show {place}", path=path)
+    elif urls.is_url(path):
+        found = _distant_runs(path)
+        if not found:
+            catalog.resolve(path)  # raises, and says what is near
+        _list_runs(path, found, as_json=as_json)
     elif os.path.isdir(path):
-        _list_directory(path, as_json=as_json)
+        _list_runs(path, _find_runs(path), as_json=as_json)
     elif os.path.exists(path):
         raise FormatError(f"{path} is a file; a run is a directory.", path=path)
     else:
@@ -59,7 +65,8 @@ def _list_run(run: str, place: str, *, as_json: bool) -> None:
     keep = known or Keep()
     verdicts = {verdict.record.name: verdict for verdict in retention.verdicts(keep, entries)}
     about = book.read_run(run)
-    marks = marks_of(entries, keep, mirrored.names_in_mirrors(run) if about.mirrors else frozenset())
+    history = about.mirrors and not urls.is_url(run)  # that is not copied into a bucket
+    marks = marks_of(entries, keep, mirrored.names_in_mirrors(run) if history else frozenset())
     if as_json:
         print_json(
             {
@@ -197,8 +204,8 @@ def _brief(reason: str, keep: Keep) -> str:
 # -- a directory -------------------------------------------------------------------------------
 
 
-def _list_directory(directory: str, *, as_json: bool) -> None:
-    runs = [_run_summary(path, directory) for path in sorted(_find_runs(directory))]
+def _list_runs(directory: str, found: Collection[str], *, as_json: bool) -> None:
+    runs = [_run_summary(path, directory) for path in sorted(found)]
     if as_json:
         print_json({"directory": directory, "runs": runs})
         return
@@ -228,6 +235,13 @@ def _list_directory(directory: str, *, as_json: bool) -> None:
         click.echo(line)
 
 
+def _distant_runs(url: str) -> list[str]:
+    """The URLs of the runs below a URL."""
+    from holdfast.store import distant
+
+    return distant.runs(url, _DEPTH)
+
+
 def _find_runs(directory: str) -> list[str]:
     found = []
     level = [directory]
@@ -253,7 +267,7 @@ def _find_runs(directory: str) -> list[str]:
 
 def _run_summary(run: str, directory: str) -> dict[str, Any]:
     summary: dict[str, Any] = {
-        "name": os.path.relpath(run, directory), "path": run, "epoch": None, "step": None, "saved": None,
+        "name": run[len(directory) :].lstrip("/"), "path": run, "epoch": None, "step": None, "saved": None,
         "checkpoints": 0, "size": 0, "complete": False, "note": "", "problem": None,
     }  # fmt: skip
     try:

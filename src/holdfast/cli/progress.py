@@ -13,7 +13,15 @@ from holdfast.meter import Progress
 __all__ = ["Progress", "reading"]
 
 
-def reading(label: str, total: int) -> contextlib.AbstractContextManager[Progress]:
-    """Gives a function that is told how many bytes were just read (one thread at a time)."""
+def reading(label: str, total: int, *, distant: bool = False) -> contextlib.AbstractContextManager[Progress]:
+    """Gives a function that is told how many bytes were just read (one thread at a time).
+
+    Args:
+        label: what is read.
+        total: its bytes.
+        distant: whether they come from far away.
+
+    """
     short = text.shorten_middle(text.line_of(label), 20)
-    return meter.measuring(short, total, lambda line: click.echo(f"holdfast: {line}", err=True))
+    worth = meter.WORTH_SHOWING_DISTANT if distant else meter.WORTH_SHOWING
+    return meter.measuring(short, total, lambda line: click.echo(f"holdfast: {line}", err=True), worth)

@@ -20,7 +20,7 @@ from holdfast.log import logger
 from holdfast.mirrors import arrivals
 from holdfast.policy.keep import Keep, Verdict
 from holdfast.session import Session
-from holdfast.store import book, catalog, retention
+from holdfast.store import book, catalog, retention, sources
 from holdfast.store.catalog import ABANDONED, PINS
 from holdfast.store.entry import Entry
 from holdfast.store.holder import judge, myself
@@ -49,7 +49,7 @@ def prune_command(run: str, yes: bool, as_json: bool, **given: Any) -> None:
     rewind abandoned go as well. The newest clean, the best and the pinned ones always stay.
     """
     gc.disable()  # as in `holdfast ls`: nothing that is made here is garbage before the end
-    place = os.path.abspath(os.path.expanduser(run))
+    place = sources.local(run, "holdfast prune")
     if not catalog.is_run(place):
         raise NotFoundError(f"{place} is not a run: it has no {book.RUN_FILE}.", path=place, candidates=[])
     keep = _policy(catalog.run_keep(place) or Keep(), given)

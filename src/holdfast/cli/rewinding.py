@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import click
 
@@ -11,7 +10,7 @@ from holdfast import rewinding
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
-from holdfast.store import catalog
+from holdfast.store import catalog, sources
 
 
 @command("rewind")
@@ -27,7 +26,7 @@ def rewind_command(run: str, reference: str, wait: float, as_json: bool) -> None
     All newer ones are marked abandoned, none is deleted: to undo it, rewind to a newer one, or
     delete the marks in RUN/abandoned. `holdfast prune` deletes what is abandoned.
     """
-    place = os.path.abspath(os.path.expanduser(run))
+    place = sources.local(run, "holdfast rewind")
     total = 0
     if catalog.is_run(place):
         total = rewinding.find_in(place, catalog.scan(place), reference).size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import click
@@ -15,6 +14,7 @@ from holdfast.errors import FormatError, HoldfastError
 from holdfast.format import card, dtypes
 from holdfast.format.manifest import CARD_FILE, CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT
 from holdfast.state.tree import WRONG_CONTENT
+from holdfast.store.sources import source_of
 
 _SHOWN = 20  # arrays
 _RENDERED = 256 * 1024  # of a card; to lay out more takes too long
@@ -56,7 +56,7 @@ def show_command(reference: str, all_arrays: bool, as_json: bool) -> None:
         click.echo(f"… and {len(arrays) - len(shown):,} more: --arrays")
     click.echo()
     click.echo(f"{text.plural(len(checkpoint.manifest.files) + 1, 'file')} in {text.clean(checkpoint.path)}:")
-    sizes = {CHECKPOINT_FILE: os.stat(os.path.join(checkpoint.path, CHECKPOINT_FILE)).st_size}
+    sizes = {CHECKPOINT_FILE: source_of(checkpoint.path).size(CHECKPOINT_FILE)}
     sizes.update((name, file.size) for name, file in checkpoint.manifest.files.items())
     files = [[name, f"{size:,}"] for name, size in sizes.items()]
     for line in text.table(["FILE", "BYTES"], files, right=["BYTES"], flexible={"FILE": 20}):

@@ -11,6 +11,7 @@ import click
 
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.errors import UsageError
+from holdfast.store import sources
 
 if TYPE_CHECKING:
     from holdfast.jobs.standing import Standing
@@ -64,11 +65,10 @@ def status_command(ctx: click.Context, place: str, watch: float | None, gate: bo
 
 
 def _gate(ctx: click.Context, place: str) -> None:
-    import os
 
     from holdfast.jobs import gate
 
-    code, line = gate.look(os.path.abspath(os.path.expanduser(place)))
+    code, line = gate.look(sources.local(place, "holdfast status"))
     if line:
         click.echo(f"holdfast: {line}", err=True)
     ctx.exit(code)

@@ -7,20 +7,25 @@ from typing import Any
 
 import click
 
-from holdfast import mirrored
+from holdfast import mending, mirrored
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import Progress, reading
 from holdfast.errors import DamagedError, HoldfastError, NotFoundError, UsageError
-from holdfast.store import catalog
+from holdfast.objects import urls
+from holdfast.store import book, catalog, sources
 from holdfast.store.entry import Entry
 
 
 @command("verify")
 @click.argument("reference", metavar="REF|RUN")
-@click.option("--repair", is_flag=True, help="Take what is damaged in a run from its mirrors.")
-@click.option("--mirror", "mirrors", metavar="DIR", multiple=True, help="A mirror to repair from.")
+@click.option(
+    "--repair", is_flag=True, help="Take what is damaged in a run, or in a mirror of it, from the others."
+)
+@click.option(
+    "--mirror", "mirrors", metavar="PLACE", multiple=True, help="A mirror, or the run, to repair from."
+)
 @json_option
 @click.pass_context
 def verify_command(
@@ -29,13 +34,19 @@ def verify_command(
     """Read every byte of a checkpoint, or of all checkpoints of a run; name what is damaged.
 
     With --repair, the damaged blocks of a run's checkpoints are taken from the mirrors that it was last started
-    with, or from DIR, and it is read again. Ends with exit code 5 when anything is damaged in the end.
+    with, or from PLACE, and it is read again. A mirror is repaired the same way: --mirror names its run. Ends with
+    exit code 5 when anything is damaged in the end.
     """
-    path = os.path.abspath(os.path.expanduser(reference))
+    path = sources.absolute(reference)
     rows: list[dict[str, Any]] = []
-    if catalog.is_run(path):
+    whole_run = catalog.is_run(path)
+    if repair and whole_run and urls.is_url(path):
+        mending.run_among(mirrors, path)  # before all of it is read
+    if whole_run:
         entries = catalog.scan(path)
-        with reading(os.path.basename(path), sum(entry.size for entry in entries)) as progress:
+        with reading(
+            _base(path), sum(entry.size for entry in entries), distant=urls.is_url(path)
+        ) as progress:
             for entry in entries:
                 row = _row(entry.path, entry.size, _look(entry, progress), foreign=entry.foreign)
                 rows.append(row)
@@ -43,13 +54,14 @@ def verify_command(
                     _print(rows[-1])
     else:
         checkpoint = open_checkpoint(reference)
-        with reading(checkpoint.name, checkpoint.total_bytes()) as progress:
-            rows.append(_row(checkpoint.path, checkpoint.total_bytes(), checkpoint.verify(progress)))
+        size = checkpoint.total_bytes()
+        with reading(checkpoint.name, size, distant=urls.is_url(checkpoint.path)) as progress:
+            rows.append(_row(checkpoint.path, size, checkpoint.verify(progress)))
         if not as_json:
             _print(rows[-1])
     bad = [row for row in rows if row["problems"] and row["status"] != "gone"]
     if repair:
-        if not catalog.is_run(path):
+        if not whole_run:
             raise UsageError(f"{path} is no run; --repair takes a run.", path=path)
         _repair(path, [row for row in bad if row["status"] == "damaged"], mirrors, quiet=as_json)
         bad = [row for row in bad if row["problems"]]
@@ -57,13 +69,35 @@ def verify_command(
         print_json({"damaged": len(bad), "checkpoints": [_json(row) for row in rows]})
     elif not rows:
         click.echo("No checkpoint yet: nothing to verify.")
-    elif catalog.is_run(path):
+    elif whole_run:
         total = sum(row["size"] for row in rows)
         click.echo(
             f"{text.plural(len(rows), 'checkpoint')}, {text.size(total)} read: "
             f"{f'{len(bad)} not whole' if bad else 'all whole'}"
         )
+    if not as_json and not repair and any(row["status"] == "damaged" for row in bad):
+        click.echo(f"Next: {_advice(path if whole_run else os.path.dirname(bad[0]['path']), mirrors)}")
     ctx.exit(_exit_code([problem for row in bad for problem in row["problems"]]))
+
+
+def _advice(run: str, mirrors: tuple[str, ...]) -> str:
+    """What to do about damage in a run, or in a checkpoint that lies in no run."""
+    if urls.is_url(run):
+        return f"holdfast verify {run} --repair --mirror RUN, where RUN is the directory of the run that it mirrors."
+    try:
+        known = mirrors or (book.read_run(run).mirrors if catalog.is_run(run) else None)
+    except HoldfastError:
+        known = None
+    if known:
+        given = "".join(f" --mirror {mirror}" for mirror in mirrors)
+        return f"holdfast verify {run} --repair{given}, which takes what is damaged from its mirrors."
+    if catalog.is_run(run):
+        return f"holdfast verify {run} --repair --mirror PLACE, where there is a copy of it; or use an older checkpoint."
+    return "put a copy of it in its place, or use an older checkpoint."
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def _repair(run: str, rows: list[dict[str, Any]], mirrors: tuple[str, ...], *, quiet: bool) -> None:
@@ -74,14 +108,19 @@ def _repair(run: str, rows: list[dict[str, Any]], mirrors: tuple[str, ...], *, q
     def say(line: str) -> None:
         click.echo(f"holdfast: {text.clean(line)}", err=True)
 
-    done = mirrored.repair_run(run, [row["name"] for row in rows], mirrors, say)
+    distant = urls.is_url(run)
+    if distant:
+        broken = {row["name"]: _files(row["problems"]) for row in rows}
+        done = mending.repair_mirror(run, broken, mirrors, say)
+    else:
+        done = mirrored.repair_run(run, [row["name"] for row in rows], mirrors, say)
     entries = {entry.folder: entry for entry in catalog.scan(run)}
     for row in rows:
         result = done[row["name"]]
         if isinstance(result, HoldfastError):
             row["problems"].append(result)
             if not quiet:
-                click.echo(f"not repaired: {text.clean(row['name'])}: {text.clean(str(result))}")
+                click.echo(f"not repaired: {text.clean(row['name'])}: {text.clean(_said(result))}")
             continue
         entry = entries[row["name"]]
         problems = _look(entry, lambda _: None)
@@ -89,8 +128,22 @@ def _repair(run: str, rows: list[dict[str, Any]], mirrors: tuple[str, ...], *, q
         if not quiet:
             click.echo(
                 f"repaired {text.clean(row['name'])}: {', '.join(map(text.clean, result.files))}; "
-                f"{text.size(result.fetched)} fetched"
+                f"{text.size(result.fetched)} {'sent' if distant else 'fetched'}"
             )
+
+
+def _files(problems: list[HoldfastError]) -> set[str]:
+    """The files that problems are about; none where some problem is about more than a file."""
+    files = [problem.facts.get("file") for problem in problems]
+    return {file for file in files if file} if all(files) else set()
+
+
+def _said(problem: HoldfastError) -> str:
+    """What a problem says, without the advice to do what was just done."""
+    message = str(problem)
+    for advice in (" Next: holdfast verify", " Next: `holdfast verify"):
+        message = message.partition(advice)[0]
+    return message
 
 
 def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
@@ -98,7 +151,7 @@ def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
     if entry.summary is None:
         return problems
     try:
-        return problems + Checkpoint(entry.path).verify(progress)
+        return problems + Checkpoint(entry.path, summary=entry.summary).verify(progress)
     except HoldfastError as error:
         return [*problems, error]
 
@@ -106,7 +159,7 @@ def _look(entry: Entry, progress: Progress) -> list[HoldfastError]:
 def _row(path: str, size: int, problems: list[HoldfastError], *, foreign: bool = False) -> dict[str, Any]:
     status = "whole"
     if problems:
-        gone = not os.path.lexists(path)
+        gone = not (catalog.is_checkpoint(path) if urls.is_url(path) else os.path.lexists(path))
         damaged = any(isinstance(problem, (DamagedError, NotFoundError)) for problem in problems)
         status = "gone" if gone else "damaged" if damaged else "foreign" if foreign else "unread"
     return {
@@ -124,14 +177,14 @@ def _print(row: dict[str, Any]) -> None:
         click.echo("         deleted while it was being read, which is no damage")
         return
     for problem in row["problems"]:
-        click.echo(f"         {text.clean(str(problem))}")
+        click.echo(f"         {text.clean(_said(problem))}")
 
 
 def _json(row: dict[str, Any]) -> dict[str, Any]:
     problems = [
         {
             "error": type(problem).__name__,
-            "message": str(problem),
+            "message": _said(problem),
             "file": problem.facts.get("file"),
             "block": problem.facts.get("block"),
             "arrays": problem.facts.get("arrays", []),

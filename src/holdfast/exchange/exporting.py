@@ -16,7 +16,7 @@ from holdfast.format import dtypes
 from holdfast.log import logger
 from holdfast.state import tree
 from holdfast.state.part import Plan, SavedPart
-from holdfast.store import single
+from holdfast.store import single, sources
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".ckpt", ".bin"), ".safetensors"
 _KERAS = (".weights.h5", ".keras")
@@ -60,7 +60,7 @@ def export_file(
         StorageError: the file could not be written; nothing is left of it.
 
     """
-    path = os.path.abspath(os.path.expanduser(os.fspath(target)))
+    path = sources.local(target, "an export", "export into a file here, and copy that")
     suffix = next((own for own in _KERAS if path.endswith(own)), os.path.splitext(path)[1].lower())
     if suffix not in (_SAFETENSORS, *_TORCH, *_KERAS):
         raise UsageError(

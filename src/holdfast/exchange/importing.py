@@ -17,7 +17,7 @@ from holdfast.saving import Saver
 from holdfast.session import Session, check_place
 from holdfast.state import adapters, capture, environment, tree
 from holdfast.state.part import FLAT, PartState
-from holdfast.store import book, catalog
+from holdfast.store import book, catalog, sources
 from holdfast.store.entry import Entry
 
 _NOTE_LIMIT = 2000
@@ -51,8 +51,8 @@ def import_file(
             nothing was created.
 
     """
-    path = os.path.abspath(os.path.expanduser(os.fspath(source)))
-    target = os.path.abspath(os.path.expanduser(os.fspath(run_path)))
+    path = sources.local(source, "an import", "copy the file here first")
+    target = sources.local(run_path, "an import", "import into a directory, and push that")
     check_place(target)
     if catalog.is_run(target):
         _check_empty(target, catalog.scan(target))

@@ -20,7 +20,7 @@ from holdfast.jobs.tasks import Known, Task, judge
 from holdfast.policy.keep import Keep
 from holdfast.slurm import commands
 from holdfast.slurm.commands import Record
-from holdfast.store import book, catalog
+from holdfast.store import book, catalog, sources
 from holdfast.store.holder import Holder, myself
 from holdfast.store.holder import judge as judge_holder
 from holdfast.store.watch import holder_of
@@ -96,7 +96,7 @@ def stand(path: str, *, now: float | None = None) -> Standing:
 
     """
     now = time.time() if now is None else now
-    run = os.path.abspath(os.path.expanduser(path))
+    run = sources.local(path, "holdfast status")
     submissions = record.submissions(run)
     if not catalog.is_run(run):
         if not submissions:

@@ -19,7 +19,7 @@ from holdfast.log import logger
 from holdfast.session import check_place
 from holdfast.slurm import sbatch
 from holdfast.state.environment import without_secrets
-from holdfast.store import book, catalog
+from holdfast.store import book, catalog, sources
 
 TASKS = 10
 """Tasks of an array when nobody says how many: those that are not needed end at once."""
@@ -65,6 +65,7 @@ def make_plan(
     given = read_options(request.words)
     mode, tasks = _mode(request, defaults, given)
     options = merge(defaults.options, given)
+    sources.local(request.run, "holdfast submit", "the run's directory here; its script names the mirrors")
     run = os.path.abspath(os.path.join(here, os.path.expanduser(request.run)))
     chdir = last(options, "chdir")
     directory = os.path.abspath(os.path.join(here, chdir.value if chdir and chdir.value else "."))

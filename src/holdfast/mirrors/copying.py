@@ -23,8 +23,9 @@ from holdfast.format.manifest import (
 )
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, decode_arrays
 from holdfast.mirrors.crew import Crew, Errand, Room, Step, Write, block_of
-from holdfast.mirrors.place import Part, Source, Target
+from holdfast.mirrors.place import Part, Target
 from holdfast.payload import damage
+from holdfast.payload.source import Source
 
 _PIECE = 1 << 20
 _OWN_THREADS = 2
@@ -179,8 +180,11 @@ class _Load:
             raise
 
     def _end(self, waiting: list[tuple[Errand, Part]]) -> None:
-        waiting[0][0].wait()
-        waiting.pop(0)[1].close()
+        errand, part = waiting[0]
+        errand.wait()
+        self.count(-part.found)
+        waiting.pop(0)
+        part.close()
 
     def steps(self, part: Part, file: str) -> list[Step]:
         listed = self._found.manifest.files[file]

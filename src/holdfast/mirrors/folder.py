@@ -17,6 +17,7 @@ from holdfast import files
 from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError, storage_error
 from holdfast.mirrors.listing import Listing
 from holdfast.payload import damage
+from holdfast.payload.source import FolderSource
 from holdfast.store import book, catalog, retention
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -27,25 +28,6 @@ COPYING = ".copying-"
 _TRASH = ".trash"
 _LIMIT = 4 << 20
 _DIRECT_FROM = 1 << 20
-
-
-class FolderSource:
-    """A checkpoint in a directory, to be read from."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def small(self, file: str, limit: int) -> bytes:
-        return files.read_file(os.path.join(self.path, file), limit)
-
-    def read(self, file: str, into: memoryview, offset: int) -> int:
-        path = os.path.join(self.path, file)
-        fd = files.open_for_reading(path)
-        try:
-            with files.translated(path, "read"):
-                return files.read_into(fd, into, offset)
-        finally:
-            os.close(fd)
 
 
 class FolderTarget:

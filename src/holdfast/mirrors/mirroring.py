@@ -21,12 +21,11 @@ from holdfast import files
 from holdfast.errors import DamagedError, FormatError, HoldfastError, LeaseError, NotFoundError, StorageError
 from holdfast.log import logger
 from holdfast.mirrors import copying, fetching, plan
-from holdfast.mirrors.folder import FolderSource
 from holdfast.mirrors.listing import Listing
-from holdfast.mirrors.place import Source
 from holdfast.mirrors.plan import Throttle
 from holdfast.mirrors.state import State, other_run
 from holdfast.payload import threads
+from holdfast.payload.source import FolderSource, Source
 from holdfast.policy.keep import Record
 from holdfast.store import book, catalog
 from holdfast.store.entry import Entry

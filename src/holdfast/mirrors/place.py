@@ -6,28 +6,20 @@ import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from holdfast.payload.source import Source
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 
 
-class Source(Protocol):
-    """A checkpoint that can be read from, bytes by bytes; nothing of it is trusted before it is checked.
+class Part(Protocol):
+    """A file on its way into a place.
 
-    Each call raises `NotFoundError` for what is not there and `StorageError` for what cannot be read.
+    Attributes:
+        found: bytes that were written here and lay there already; they were not sent again.
+
     """
 
-    path: str
-    """For messages."""
-
-    def small(self, file: str, limit: int) -> bytes:
-        """The bytes of a file; more than `limit` are a `FormatError`."""
-
-    def read(self, file: str, into: memoryview, offset: int) -> int:
-        """Fills `into` from byte `offset` of a file; gives how many bytes there were."""
-
-
-class Part(Protocol):
-    """A file on its way into a place."""
+    found: int
 
     def read(self, into: memoryview, offset: int) -> bool:
         """Fills `into` with what an earlier attempt left there; False where there is nothing."""

@@ -17,8 +17,9 @@ from holdfast.format.manifest import CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT, dec
 from holdfast.format.table import ARRAYS_FILE
 from holdfast.mirrors import copying
 from holdfast.mirrors.copying import Contents
-from holdfast.mirrors.folder import FolderSource, FolderTarget
-from holdfast.mirrors.place import Part, Source
+from holdfast.mirrors.folder import FolderTarget
+from holdfast.mirrors.place import Part
+from holdfast.payload.source import FolderSource, Source
 from holdfast.store import book
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,17 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from holdfast.errors import HoldfastError, storage_error
+from holdfast.errors import HoldfastError, NotFoundError, storage_error
 from holdfast.payload import damage, staging
 from holdfast.payload.array import Bytes
+from holdfast.payload.source import Distant, FolderFile, Readable
 
 # Read and digested together, so that the digest finds the bytes in the cache.
 _STRETCH = 1 << 20
 _VECTORS = 512  # of preadv; Linux takes 1024
 _SCATTERED = 64  # more pieces than this in one block are copied from scratch memory
 _ASIDE = 1 << 20  # so are batches, unless there is little of them between large arrays
+_REQUEST = 16 << 20  # bytes that are asked for at once where a block is larger than ours are
 
 Names = Callable[[str, int, int], list[str]]
 Progress = Callable[[int], None]
@@ -37,11 +38,14 @@ class FileRecord:
 
 
 class OpenFile(NamedTuple):
-    """A record, and the descriptor that is read."""
+    """A record, and the file that is read."""
 
     record: FileRecord
-    path: str
-    fd: int
+    opened: FolderFile | Distant
+
+    @property
+    def path(self) -> str:
+        return self.opened.path
 
 
 class Piece(NamedTuple):
@@ -108,7 +112,7 @@ class Checker:
 
     def __init__(
         self,
-        directory: str,
+        source: Readable,
         block_size: int,
         names: Names | None,
         progress: Progress | None,
@@ -116,7 +120,8 @@ class Checker:
         unreadable_is_damage: bool = False,
     ) -> None:
         self.changed = False
-        self._directory, self._block, self._names, self._progress = directory, block_size, names, progress
+        self._source, self._directory = source, source.path
+        self._block, self._names, self._progress = block_size, names, progress
         self._unreadable_is_damage = unreadable_is_damage
         self._lock = threading.Lock()
 
@@ -126,6 +131,8 @@ class Checker:
         size = min(self._block, job.file.record.size - start)
         try:
             self._take(job, start, size)
+        except NotFoundError as error:
+            raise damage.missing(self._source, job.file.record.name, job.file.record.size) from error
         except HoldfastError:
             raise
         except OSError as error:
@@ -135,38 +142,74 @@ class Checker:
                 self._progress(size)
 
     def _take(self, job: Job, start: int, size: int) -> None:
+        opened = job.file.opened
+        if opened.distant:
+            self._hand_out(job, self._fetch(job, opened, start, size), start)
+            return
         [buffer] = staging.pool.take(1)
         try:
             if not job.pieces and not job.runs:
-                self._digest(job, start, size, _discarded(0, size, buffer.bytes))
+                self._digest(job, opened, start, size, _discarded(0, size, buffer.bytes))
             elif _scatterable(job):
                 asides = [Piece(r.start, r.stop, np.empty(r.stop - r.start, np.uint8), "") for r in job.runs]
                 pieces = sorted([*job.pieces, *asides], key=_start_of) if asides else job.pieces
                 self.changed = True
-                self._digest(job, start, size, _scattered(pieces, size, buffer.bytes))
+                self._digest(job, opened, start, size, _scattered(pieces, size, buffer.bytes))
                 for run, aside in zip(job.runs, asides, strict=True):
                     run.batch.place(run.first, run.last, aside.into, start + run.start)
             else:
                 whole = buffer.bytes[:size] if size <= len(buffer.bytes) else np.empty(size, np.uint8)
-                self._digest(job, start, size, [whole])
-                self.changed = True
-                for piece in job.pieces:
-                    piece.into[:] = whole[piece.start : piece.stop]
-                for run in job.runs:
-                    run.batch.place(run.first, run.last, whole, start)
+                self._digest(job, opened, start, size, [whole])
+                self._hand_out(job, whole, start)
         finally:
             staging.pool.give([buffer])
 
-    def _digest(self, job: Job, start: int, size: int, places: Iterator[Bytes] | list[Bytes]) -> None:
+    def _hand_out(self, job: Job, whole: Bytes, start: int) -> None:
+        """Copies a block that was found right to where it is wanted."""
+        if job.pieces or job.runs:
+            self.changed = True
+        for piece in job.pieces:
+            piece.into[:] = whole[piece.start : piece.stop]
+        for run in job.runs:
+            run.batch.place(run.first, run.last, whole, start)
+
+    def _fetch(self, job: Job, opened: Distant, start: int, size: int) -> Bytes:
+        """A block from far away, found right; empty where nobody wants it."""
+        for last in (False, True):
+            digest, pieces = xxhash.xxh3_128(), []
+            for offset in range(start, start + size, _REQUEST):
+                length = min(_REQUEST, start + size - offset)
+                data = opened.fetch(offset, length)
+                if len(data) < length:
+                    found = opened.size()
+                    raise damage.wrong_size(
+                        self._directory, job.file.record.name, job.file.record.size, found
+                    )
+                digest.update(data)
+                if job.runs:  # whoever takes a batch out of it may ask for memory that can be written to
+                    pieces.append(np.array(data, np.uint8))
+                elif job.pieces:
+                    pieces.append(np.frombuffer(data, np.uint8))
+            if last or digest.digest() == job.file.record.blocks[job.number]:  # else the way may be at fault
+                self._compare(job, start, size, digest.digest())
+                break
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
+
+    def _digest(
+        self, job: Job, opened: FolderFile, start: int, size: int, places: Iterator[Bytes] | list[Bytes]
+    ) -> None:
         """Reads the block into the places and compares its digest."""
         digest = xxhash.xxh3_128()
         offset = start
         for batch in _batches(places):
-            self._read(job, batch, offset)
+            self._read(job, opened, batch, offset)
             for view in batch:
                 digest.update(view)
                 offset += len(view)
-        found, expected = digest.digest(), job.file.record.blocks[job.number]
+        self._compare(job, start, size, digest.digest())
+
+    def _compare(self, job: Job, start: int, size: int, found: bytes) -> None:
+        expected = job.file.record.blocks[job.number]
         if found != expected:
             count = len(job.file.record.blocks)
             raise damage.damaged(
@@ -180,11 +223,11 @@ class Checker:
                 found=found.hex(),
             )
 
-    def _read(self, job: Job, views: list[memoryview], offset: int) -> None:
+    def _read(self, job: Job, opened: FolderFile, views: list[memoryview], offset: int) -> None:
         while views:
-            count = os.preadv(job.file.fd, views, offset)
+            count = opened.read(views, offset)
             if count == 0:
-                found = os.fstat(job.file.fd).st_size
+                found = opened.size()
                 raise damage.wrong_size(self._directory, job.file.record.name, job.file.record.size, found)
             offset += count
             done = 0

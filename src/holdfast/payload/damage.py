@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from holdfast.errors import DamagedError, HoldfastError, NotFoundError
+from holdfast.payload.source import Readable
 
 _NAMED = 5  # arrays in a message; the fact `arrays` has all
 
@@ -38,6 +39,13 @@ def wrong_size(directory: str, file: str, expected: int, found: int) -> DamagedE
     kind = "shorter" if found < expected else "longer"
     what = f"is {kind} than it was written: expected {expected:,} bytes, found {found:,}"
     return damaged(directory, file, what, expected=expected, found=found)
+
+
+def missing(source: Readable, file: str, expected: int) -> HoldfastError:
+    """A file is not there: damage, unless the whole checkpoint is gone."""
+    if not source.exists():
+        return gone(source.path)
+    return damaged(source.path, file, "is missing", expected=expected)
 
 
 def gone(directory: str) -> NotFoundError:

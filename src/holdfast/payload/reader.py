@@ -8,7 +8,6 @@ memory and is copied after its digest was found right.
 from __future__ import annotations
 
 import contextlib
-import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -17,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from holdfast import files as files_
-from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError, storage_error
+from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, UsageError
 from holdfast.format.safetensors import BLOCK, LENGTH_LIMIT
 from holdfast.payload import damage, pending
 from holdfast.payload.array import Bytes
 from holdfast.payload.blocks import Batch, Checker, FileRecord, Job, Names, OpenFile, Piece, Progress, Run
 from holdfast.payload.sharing import share
+from holdfast.payload.source import Readable
 
 __all__ = ["Batch", "FileRecord", "Request", "read", "verify"]
 
@@ -50,7 +49,7 @@ class Request(NamedTuple):
 
 
 def read(
-    directory: str | os.PathLike[str],
+    source: Readable,
     files: Mapping[str, FileRecord],
     requests: Iterable[Request],
     *,
@@ -66,7 +65,7 @@ def read(
     compared.
 
     Args:
-        directory: the checkpoint.
+        source: the checkpoint.
         files: records of at least the requested files.
         requests: in any order; two may ask for the same bytes.
         batches: small arrays, taken out of each block when it was found right.
@@ -83,21 +82,20 @@ def read(
         FormatError: a request lies outside its file, or a record does not fit its size.
 
     """
-    directory = os.fspath(directory)
     own = list(requests)
-    wanted = _wanted(directory, files, own, batches, block_size)
+    wanted = _wanted(source.path, files, own, batches, block_size)
     astride = [found for batch in batches for found in _astride(batch, block_size)]
     own += [request for request, _, _ in astride]
     own.sort(key=lambda request: (request.file, request.start, request.stop))
-    checker = Checker(directory, block_size, names, progress)
+    checker = Checker(source, block_size, names, progress)
     try:
         with contextlib.ExitStack() as stack:
-            opened = {name: _open(directory, record, stack) for name, record in wanted.items()}
+            opened = {name: _open(source, record, stack) for name, record in wanted.items()}
             for file in opened.values():
-                _check_size(directory, file)
-            jobs = _plan(own, batches, opened, block_size)
+                _check_size(source.path, file)
+            jobs = _plan(source, own, batches, opened, block_size)
             pending.settle_for_reading()  # a save may still be copying what is written to now
-            share(jobs, checker.take)
+            share(jobs, checker.take, source.crew, lambda: _abandon(opened.values()))
             for request, batch, index in astride:
                 batch.place(index, index + 1, request.into, request.start)
     except HoldfastError as error:
@@ -107,7 +105,7 @@ def read(
 
 
 def verify(
-    directory: str | os.PathLike[str],
+    source: Readable,
     files: Mapping[str, FileRecord],
     *,
     names: Names | None = None,
@@ -123,10 +121,9 @@ def verify(
         StorageError: a file could not be opened (permissions).
 
     """
-    directory = os.fspath(directory)
     found: list[tuple[str, int, DamagedError]] = []
     jobs: list[Job] = []
-    checker = Checker(directory, block_size, names, progress, unreadable_is_damage=True)
+    checker = Checker(source, block_size, names, progress, unreadable_is_damage=True)
 
     def look(job: Job) -> None:
         if len(found) >= _MOST:
@@ -140,20 +137,25 @@ def verify(
         for name, record in files.items():
             _check_record(record, block_size)
             try:
-                file = _open(directory, record, stack)
+                file = _open(source, record, stack)
             except DamagedError as error:
                 found.append((name, -1, error))
                 continue
-            present = _size(file)
+            present = file.opened.size()
             if present != record.size:
-                found.append((name, -1, damage.wrong_size(directory, name, record.size, present)))
+                found.append((name, -1, damage.wrong_size(source.path, name, record.size, present)))
             jobs.extend(
                 Job(file, number, [])
                 for number in range(len(record.blocks))
                 if min((number + 1) * block_size, record.size) <= present
             )
-        share(jobs, look)
+        share(jobs, look, source.crew, lambda: _abandon(job.file for job in jobs))
     return [error for _, _, error in sorted(found, key=lambda item: item[:2])]
+
+
+def _abandon(files: Iterable[OpenFile]) -> None:
+    for file in files:
+        file.opened.abandon()
 
 
 # -- before the first byte ----------------------------------------------------------------------
@@ -227,28 +229,20 @@ def _check_record(record: FileRecord, block_size: int) -> None:
         )
 
 
-def _open(directory: str, record: FileRecord, stack: contextlib.ExitStack) -> OpenFile:
-    path = os.path.join(directory, record.name)
+def _open(source: Readable, record: FileRecord, stack: contextlib.ExitStack) -> OpenFile:
     try:
-        fd = files_.open_for_reading(path)
+        opened = source.open(record.name)
     except NotFoundError as error:
-        if not os.path.isdir(directory):
-            raise damage.gone(directory) from error
-        raise damage.damaged(directory, record.name, "is missing", expected=record.size) from error
+        raise damage.missing(source, record.name, record.size) from error
     except FormatError as error:
         what = "was replaced by something that is no regular file"
-        raise damage.damaged(directory, record.name, what, expected=record.size) from error
-    stack.callback(os.close, fd)
-    return OpenFile(record, path, fd)
-
-
-def _size(file: OpenFile) -> int:
-    with files_.translated(file.path, "look at"):
-        return os.fstat(file.fd).st_size
+        raise damage.damaged(source.path, record.name, what, expected=record.size) from error
+    stack.callback(opened.close)
+    return OpenFile(record, opened)
 
 
 def _check_size(directory: str, file: OpenFile) -> None:
-    size = _size(file)
+    size = file.opened.size()
     if size != file.record.size:
         raise damage.wrong_size(directory, file.record.name, file.record.size, size)
 
@@ -283,12 +277,16 @@ def _runs(batch: Batch, block_size: int) -> Iterator[tuple[int, Run]]:
 
 
 def _plan(
-    requests: list[Request], batches: Sequence[Batch], opened: Mapping[str, OpenFile], block_size: int
+    source: Readable,
+    requests: list[Request],
+    batches: Sequence[Batch],
+    opened: Mapping[str, OpenFile],
+    block_size: int,
 ) -> list[Job]:
     """One job per block, in the order of the files; the blocks of each header are always there."""
     pieces: dict[tuple[str, int], list[Piece]] = {}
     for name, file in opened.items():
-        for number in range(-(-_header_bytes(file) // block_size)):
+        for number in range(-(-_header_bytes(source, file.record) // block_size)):
             pieces[name, number] = []
     for request in requests:
         offset = request.start
@@ -312,11 +310,11 @@ def _plan(
     ]
 
 
-def _header_bytes(file: OpenFile) -> int:
+def _header_bytes(source: Readable, record: FileRecord) -> int:
     """Bytes that the header takes. They are not trusted: block 0, which holds the figure, is checked too."""
-    try:
-        prefix = os.pread(file.fd, 8, 0)
-    except OSError as error:
-        raise storage_error(error, file.path, "read") from error
+    if len(record.blocks) < 2:
+        return record.size  # whatever it says, there is no other block
+    prefix = bytearray(8)
+    source.read(record.name, memoryview(prefix), 0)
     length = int.from_bytes(prefix, "little")
-    return min(8 + (length if length <= LENGTH_LIMIT else 0), file.record.size)
+    return min(8 + (length if length <= LENGTH_LIMIT else 0), record.size)

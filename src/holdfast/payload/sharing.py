@@ -11,26 +11,34 @@ from holdfast.payload import threads
 Job = TypeVar("Job")
 
 
-def share(jobs: Iterable[Job], work: Callable[[Job], None]) -> None:
-    """Calls `work` for every job, in order of start, from this thread and those of "blocks".
+def share(
+    jobs: Iterable[Job],
+    work: Callable[[Job], None],
+    crew: threads.Crew = "blocks",
+    abandon: Callable[[], None] = lambda: None,
+) -> None:
+    """Calls `work` for every job, in order of start, from this thread and those of a crew.
 
     A crew that is busy with a save is not waited for. After the first error no further job is
     begun; it is raised here when no thread works on these jobs any more. An interrupt ends it
-    the same way. A single job is done here.
+    the same way. A single job is done here. `abandon` is called after an error, so that those who are at
+    work can be called away from what they wait for.
     """
-    _Shared(deque(jobs), work).run()
+    _Shared(deque(jobs), work, crew, abandon).run()
 
 
 class _Shared(Generic[Job]):
-    def __init__(self, jobs: deque[Job], work: Callable[[Job], None]) -> None:
-        self.jobs, self.work = jobs, work
+    def __init__(
+        self, jobs: deque[Job], work: Callable[[Job], None], crew: threads.Crew, abandon: Callable[[], None]
+    ) -> None:
+        self.jobs, self.work, self.crew, self.abandon = jobs, work, crew, abandon
         self.helpers: list[threads.Ticket] = []  # one for each thread that came to help
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            for _ in range(min(threads.size("blocks"), len(self.jobs)) - 1):
-                threads.submit("blocks", self._help)
+            for _ in range(min(threads.size(self.crew), len(self.jobs)) - 1):
+                threads.submit(self.crew, self._help)
             self._drain()
         except BaseException as error:
             self._stop(error)
@@ -71,3 +79,4 @@ class _Shared(Generic[Job]):
         self.jobs.clear()
         if self.error is None:
             self.error = error
+        self.abandon()

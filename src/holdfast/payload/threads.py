@@ -9,10 +9,11 @@ A Ctrl-C may hit the main thread anywhere in here. `threading.Condition` and `Ev
 Python and can be left locked by it, which would hang everyone else; so what the main thread
 touches are plain locks and `SimpleQueue`, which are not interrupted half-way.
 
-There are four crews: "blocks" copies, digests and reads; "disk" writes blocks and nothing else (a
+There are five crews: "blocks" copies, digests and reads; "disk" writes blocks and nothing else (a
 thread that copies between two writes keeps the disk waiting: a sixth slower, with the same work);
 "publish" has one thread, whose tasks may wait for tasks of the others. Nothing else waits for a task.
 "mirrors" has one thread, which copies what was published to other places, and needs none of the others.
+"network" reads from far away: its threads wait rather than work, so there are more of them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from typing import Literal
 
 from holdfast.errors import UsageError
 
-Crew = Literal["blocks", "disk", "publish", "mirrors"]
+Crew = Literal["blocks", "disk", "publish", "mirrors", "network"]
 Task = Callable[[], object]
 _SLICE = 0.5  # seconds that the main thread waits at a time
+_DISTANT = 6  # requests under way at once; each holds a block in memory
 
 
 class Ticket:
@@ -168,7 +170,9 @@ class _Process:
 
     def __init__(self) -> None:
         count = min(4, max(2, os.cpu_count() or 1))
-        sizes: dict[Crew, int] = {"blocks": count, "disk": count, "publish": 1, "mirrors": 1}
+        sizes: dict[Crew, int] = {
+            "blocks": count, "disk": count, "publish": 1, "mirrors": 1, "network": _DISTANT,
+        }  # fmt: skip
         self.teams = {name: _Team(name, size) for name, size in sizes.items()}
         self.lock = threading.Lock()
         self.watched = False
@@ -186,6 +190,7 @@ class _Process:
         # In this order: what is being published may still need the other crews.
         self.teams["publish"].end()
         self.teams["mirrors"].end()
+        self.teams["network"].end()
         self.teams["blocks"].end()
         self.teams["disk"].end()
 

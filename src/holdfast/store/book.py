@@ -15,8 +15,11 @@ from holdfast import files
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError
 from holdfast.format import sealed
 from holdfast.format.fields import VERSION, check_version
+from holdfast.store.sources import source_of
 
 RUN_FILE, HISTORY_FILE = "run.json", "history.jsonl"
+PINS, ABANDONED = "pins", "abandoned"
+"""Where a run keeps its marks: an empty file for each, named as the checkpoint is."""
 LIMIT = 4 << 20
 """Bytes that a run.json has at most."""
 _EVENTS_LIMIT, _LINE_LIMIT = 64 << 20, 1 << 20
@@ -49,9 +52,9 @@ def new_run() -> RunBook:
 
 
 def read_run(run: str) -> RunBook:
-    """The run's book; `NotFoundError` when the directory is no run."""
+    """The run's book; `NotFoundError` when there is no run in the directory, or at the URL."""
     try:
-        data = files.read_file(os.path.join(run, RUN_FILE), LIMIT)
+        data = source_of(run).small(RUN_FILE, LIMIT)
     except NotFoundError:
         raise NotFoundError(f"{run} is not a run: it has no {RUN_FILE}.", path=run, candidates=[]) from None
     return decode_run(data, run)

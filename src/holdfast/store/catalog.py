@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from holdfast import files
 from holdfast.errors import (
     CheckpointError,
+    DamagedError,
     FormatError,
     NotFoundError,
     StorageError,
@@ -30,12 +31,13 @@ from holdfast.format.manifest import (
 from holdfast.format.names import Reference
 from holdfast.format.summary import Reader
 from holdfast.format.table import ARRAYS_FILE
+from holdfast.objects import urls
 from holdfast.policy.keep import Keep, best_of
-from holdfast.store import book
+from holdfast.store import book, sources
 from holdfast.store.entry import Entry
 from holdfast.store.publish import previous_name
 
-PINS, ABANDONED, SUBMITTED = "pins", "abandoned", "submitted"
+PINS, ABANDONED, SUBMITTED = book.PINS, book.ABANDONED, "submitted"
 
 
 def is_run(path: str) -> bool:
@@ -49,6 +51,10 @@ def is_checkpoint(path: str) -> bool:
 
 
 def _holds(folder: str, name: str) -> bool:
+    if urls.is_url(folder):
+        from holdfast.store import distant
+
+        return distant.holds(folder, name)
     # Not os.path.isfile: it takes an I/O error for an answer, and a run would be begun over another.
     path = os.path.join(folder, name)
     try:
@@ -69,9 +75,15 @@ def _seems(path: str) -> bool:
 
 
 def read_manifest(path: str) -> Manifest:
-    """A checkpoint directory's manifest, checked as far as it can be by itself."""
-    file = os.path.join(path, CHECKPOINT_FILE)
-    return decode_manifest(files.read_file(file, READ_LIMIT_CHECKPOINT), file)
+    """A checkpoint's manifest, checked as far as it can be by itself."""
+    source, file = sources.source_of(path), os.path.join(path, CHECKPOINT_FILE)
+    try:
+        return decode_manifest(source.small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT), file)
+    except DamagedError:
+        if not source.distant:
+            raise
+        # The way may be at fault.
+        return decode_manifest(source.small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT), file)
 
 
 def marks(run: str, kind: str) -> set[str]:
@@ -98,6 +110,10 @@ def marks_directory(run: str, kind: str) -> str:
 
 def scan(run: str) -> list[Entry]:
     """All checkpoints of a run, oldest first; each is read when it is asked for more than its name says."""
+    if urls.is_url(run):
+        from holdfast.store import distant
+
+        return distant.scan(run)
     source = (book.read_run(run).id, Reader())
     pinned, abandoned = marks(run, PINS), marks(run, ABANDONED)
     with files.translated(run, "list"):
@@ -135,17 +151,17 @@ def newest(entries: Sequence[Entry]) -> Iterator[Entry]:
 
 
 def resolve(text: str) -> str:
-    """The directory of the checkpoint that a reference means.
+    """The directory, or the URL, of the checkpoint that a reference means.
 
     Raises:
         NotFoundError: with what is there instead. Nothing is ever created.
 
     """
     reference = names.parse_reference(text)
-    place = os.path.abspath(os.path.expanduser(reference.place))
+    place = sources.absolute(reference.place)
     if is_run(place):
         return find(place, scan(place), reference).path
-    for path in (place, previous_name(place)):
+    for path in (place,) if urls.is_url(place) else (place, previous_name(place)):
         if is_checkpoint(path):
             if reference.which != "newest":
                 raise UsageError(
@@ -170,6 +186,8 @@ def _say_previous(place: str, path: str) -> None:
 
 
 def _nothing_at(reference: Reference, place: str) -> CheckpointError:
+    if urls.is_url(place):
+        return _nothing_below(place)
     if os.path.isdir(place):
         children = sorted(name for name in _list(place) if _seems(os.path.join(place, name)))
         hint = f" It holds the runs {', '.join(children[:10])}." if children else ""
@@ -191,6 +209,26 @@ def _nothing_at(reference: Reference, place: str) -> CheckpointError:
         f"There is no run or checkpoint {place}{selector}.{f' {near[0].upper()}{near[1:]}' if near else ''}{listing}",
         path=place,
         candidates=siblings,
+    )
+
+
+def _nothing_below(url: str) -> NotFoundError:
+    """What is said where a URL leads to neither a run nor a checkpoint."""
+    from holdfast.store import distant
+
+    below = distant.runs(url, 1)
+    hint = f" Below it are the runs {', '.join(below[:10])}." if below else ""
+    parent, near = url.rpartition("/")[0], ""
+    if not below and not parent.endswith("/"):
+        beside = distant.runs(parent, 1)
+        near = nearest(url, beside)
+        hint = f" Beside it there are: {', '.join(beside[:10])}." if beside else ""
+        below = beside
+    return NotFoundError(
+        f"There is no run or checkpoint at {url}: it has no run.json and no checkpoint.json."
+        f"{f' {near[0].upper()}{near[1:]}' if near else ''}{hint}",
+        path=url,
+        candidates=below,
     )
 
 

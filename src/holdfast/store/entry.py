@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast import files
-from holdfast.errors import FormatError, HoldfastError
+from holdfast.errors import DamagedError, FormatError, HoldfastError, StorageError
 from holdfast.format.manifest import CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT, Progress
 from holdfast.format.names import CheckpointName
 from holdfast.format.summary import Reader, Summary
@@ -52,14 +52,28 @@ class Entry:
         return f"<Entry {self.path}>"
 
     def read(self) -> None:
-        """Reads the manifest, unless that was done before; what is the matter with it becomes the `problem`."""
+        """Reads the manifest, unless that was done before; what is the matter with it becomes the `problem`.
+
+        Raises:
+            StorageError: it is far away, and does not say what it is. That is no reason to pass a checkpoint over.
+
+        """
         if self._read or self._source is None:
             return
         identity, reader = self._source
         file = f"{self.path}/{CHECKPOINT_FILE}"
+        distant = self._fetch is not files.read_file
         try:
-            summary = reader.read(self._fetch(file, READ_LIMIT_CHECKPOINT), file)
+            try:
+                summary = reader.read(self._fetch(file, READ_LIMIT_CHECKPOINT), file)
+            except DamagedError:
+                if not distant:
+                    raise
+                # The way may be at fault.
+                summary = reader.read(self._fetch(file, READ_LIMIT_CHECKPOINT), file)
         except HoldfastError as error:
+            if distant and isinstance(error, StorageError):
+                raise
             self._problem = error
         else:
             self._summary = summary
