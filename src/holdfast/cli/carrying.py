@@ -12,6 +12,7 @@ from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
 from holdfast.errors import DamagedError, FormatError
 from holdfast.mirrors.transfer import JOBS, Item
+from holdfast.objects import urls
 from holdfast.pulling import Pull
 from holdfast.pushing import Push
 
@@ -118,7 +119,8 @@ def _carry(
     if not dry_run:
         verb = "pushing" if isinstance(what, Push) else "pulling"
         try:
-            with reading(verb, sum(item.size for item in waiting)) as progress:
+            total, distant = sum(item.size for item in waiting), urls.is_url(what.url)
+            with reading(verb, total, distant=distant) as progress:
                 what.go(jobs, progress, ended, **more)
         except KeyboardInterrupt:
             click.echo(
