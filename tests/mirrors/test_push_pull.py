@@ -600,6 +600,22 @@ def test_to_a_bucket_and_back(bucket, run, new):
     assert copied(Pull(url, new)) == ["there"] * 3
 
 
+def test_a_kill_on_the_way_to_a_real_gateway_and_back(ceph_store, run, new):
+    """Killed in the middle of a large file on a real server, a push goes on by part and a pull at the block."""
+    url = f"{ceph_store.url}/first"
+    train(run, 1, size=BIG)
+    killed(f"from holdfast.pushing import Push; Push({run!r}, {url!r}).go(jobs=1)")
+    task = Push(run, url)
+    assert copied(task, jobs=3) == ["copied"]
+    assert task.items[0].found >> 20 in (0, 16)
+    assert task.items[0].sent + task.items[0].found >= 36 << 20
+    killed(f"from holdfast.pulling import Pull; Pull({url!r}, {new!r}).go(jobs=1)")
+    task = Pull(url, new)
+    assert copied(task) == ["copied"]
+    assert task.items[0].found >> 20 in (16, 32)
+    assert train(new, 0, [url], size=BIG) == 1
+
+
 # -- fetching, seen from inside ------------------------------------------------------------------------
 
 
