@@ -120,7 +120,11 @@ class Push:
         except HoldfastError as error:
             _fail(item, entry.path, error)
             return
-        if self.place.source(item.name).small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT) == own:
+        try:
+            other = self.place.source(item.name).small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT)
+        except NotFoundError:  # deleted there meanwhile
+            return
+        if other == own:
             item.status = "there"
             return
         item.status = "other"

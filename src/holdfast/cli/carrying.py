@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import click
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
-from holdfast.errors import DamagedError, FormatError
+from holdfast.errors import DamagedError, FormatError, StorageError
 from holdfast.mirrors.transfer import JOBS, Item
 from holdfast.objects import urls
 from holdfast.pulling import Pull
@@ -117,16 +118,22 @@ def _carry(
         if item.status not in ("waiting", "there"):
             _print(item)
     if not dry_run:
+        moved: deque[bool] = deque(maxlen=1)
         verb = "pushing" if isinstance(what, Push) else "pulling"
         try:
             total, distant = sum(item.size for item in waiting), urls.is_url(what.url)
             with reading(verb, total, distant=distant) as progress:
-                what.go(jobs, progress, ended, **more)
-        except KeyboardInterrupt:
-            click.echo(
-                "holdfast: what was copied stays; the same command goes on where it was.",
-                err=True,
-            )
+
+                def tell(count: int) -> None:
+                    moved.append(True)
+                    progress(count)
+
+                what.go(jobs, tell, ended, **more)
+        except (KeyboardInterrupt, StorageError):
+            if moved:
+                click.echo(
+                    "holdfast: what was copied stays; the same command goes on where it was.", err=True
+                )
             raise
     if as_json:
         print_json(_json(what, source, target, dry_run=dry_run))
