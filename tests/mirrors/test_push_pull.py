@@ -511,6 +511,18 @@ def test_a_dry_run_changes_nothing(run, arch, new):
     assert not os.path.exists(new)
 
 
+def test_a_rehearsal_pushes_nothing(run, arch, monkeypatch):
+    """A script that is rehearsed, and pushes its run, writes to no other place, and is not failed for it."""
+    from holdfast import stage
+
+    ranked(run)
+    monkeypatch.setattr(stage, "current", lambda: object())
+    done = call("push", run, arch)
+    assert done.exit_code == 0
+    assert "this is a rehearsal: nothing is pushed" in done.output
+    assert not os.path.exists(arch)
+
+
 def test_json(run, arch):
     """`--json` prints one object with what became of each checkpoint."""
     ranked(run)
@@ -614,6 +626,28 @@ def test_a_kill_on_the_way_to_a_real_gateway_and_back(ceph_store, run, new):
     assert copied(task) == ["copied"]
     assert task.items[0].found >> 20 in (16, 32)
     assert train(new, 0, [url], size=BIG) == 1
+
+
+# -- what strangers left -------------------------------------------------------------------------------
+
+
+def test_links_are_not_followed(run, arch, new, tmp_path):
+    """Links that a stranger put where something is to be built are removed, and what they lead to is left alone."""
+    train(run, 1)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    for place in (os.path.join(arch, ".copying-x"), os.path.join(new, ".fetching-000009")):
+        os.makedirs(place)
+        os.symlink(outside, os.path.join(place, names(run)[0]))
+    Push(run, arch).go()
+    Pull(run, new).go()
+    os.symlink(outside, os.path.join(new, ".fetching-000002"))  # the next holder's own
+    shutil.rmtree(os.path.join(new, names(new)[0]))
+    Pull(run, new).go()
+    assert steps(new) == steps(arch) == [1]
+    assert os.listdir(outside) == ["mine"]
+    assert not [name for name in [*os.listdir(new), *os.listdir(arch)] if name.startswith(".")]
 
 
 # -- fetching, seen from inside ------------------------------------------------------------------------

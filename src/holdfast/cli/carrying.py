@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from holdfast import stage
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
@@ -68,6 +69,9 @@ def push_command(
     All whole ones, unless --only says which. What is there with the same digests is not sent, each block is checked on
     its way, nothing is ever deleted there. Interrupted, the same command goes on where it was.
     """
+    if stage.current() is not None and not dry_run:
+        click.echo("holdfast: this is a rehearsal: nothing is pushed", err=True)
+        dry_run = True
     push = Push(run, url, _words(only))
     ctx.exit(_carry(push, push.run, push.url, dry_run=dry_run, jobs=jobs, as_json=as_json))
 
