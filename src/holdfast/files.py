@@ -487,6 +487,7 @@ class PartialFile:
                 raise OSError(errno.EINVAL, "it is no regular file")
             self.begun = os.fstat(self._fd).st_size
             """Bytes that were there."""
+            self.found = 0
             if direct:
                 with contextlib.suppress(OSError):
                     self._direct = system.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_DIRECT)

@@ -181,6 +181,8 @@ class _Nowhere:
 
 
 class _NoPart:
+    found = 0
+
     def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (nothing was left)
         return False
 

@@ -97,7 +97,9 @@ class Pull:
         """What a rewind left behind, here or there; what the run did not know of is told by its time."""
         marked = catalog.marks(self.run, catalog.ABANDONED) if own else set()
         highest = max((entry.sequence for entry in own.values()), default=0)
-        rewound = self._own.rewound if self._own is not None else None
+        rewound = self._own.rewound if self._own is not None and own else None
+        if rewound is not None and rewound <= (self._found.rewound or ""):
+            rewound = None  # the place knows of it, and has marked what it left behind
         left = {entry.folder for entry in self._there if entry.abandoned or entry.folder in marked}
         if rewound is not None:
             for entry in self._there:

@@ -142,10 +142,9 @@ def _rewind(session: Session, path: str) -> Rewound:
             path=path,
             candidates=[entry.folder for entry in entries],
         )
-    if session.book.mirrors:
-        # Mirrors may have newer ones than this run knows of: they do not undo the rewind.
-        session.book.rewound = book.now()
-        session.write_book()
+    # Other places may have newer ones than this run knows of: they do not undo the rewind.
+    session.book.rewound = book.now()
+    session.write_book()
     revived = target.abandoned
     if revived:  # first: stopped after the newer ones, the run would stand at an older one, or at none
         session.lease.check()

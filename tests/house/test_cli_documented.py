@@ -125,6 +125,8 @@ def test_every_json_key_is_documented(run, name):
     words = {
         "diff": [f"{run}@seq=1", f"{run}@seq=3"],
         "rewind": [run, "@seq=1"],
+        "push": [run, str(Path(run).parent.parent / "pushed")],
+        "pull": [run, str(Path(run).parent.parent / "pulled")],
         "doctor": [run, "--no-write"],
         "submit": ["--print", "--allow-local", "--run", run, "--time=5", "--", sys.executable, "-c", "1"],
         "rehearse": ["--once", "--", sys.executable, str(_differing(Path(run).parent.parent))],

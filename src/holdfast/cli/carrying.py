@@ -149,13 +149,13 @@ def _print(item: Item) -> None:
 
 def _summarize(what: Push | Pull, source: str, target: str, *, dry_run: bool) -> None:
     items = what.items
-    if not items:
-        click.echo(f"{source} has no checkpoint to copy.")
     copied, there = _with(items, "waiting" if dry_run else "copied"), _with(items, "there")
     bad = _with(items, "damaged", "other")
     size = sum(item.size for item in copied)
     moved = "would be copied" if dry_run else "copied"
-    parts = [f"{text.plural(len(copied), 'checkpoint')} {moved} ({text.size(size)})"] if items else []
+    parts = [f"{text.plural(len(copied), 'checkpoint')} {moved} ({text.size(size)})"] if copied else []
+    if not copied:
+        parts.append("nothing to copy" if items else "no checkpoint to copy")
     if there:
         parts.append(f"{len(there)} there already")
     if bad:
@@ -163,8 +163,7 @@ def _summarize(what: Push | Pull, source: str, target: str, *, dry_run: bool) ->
     parts += [f"{len(found)} {status}" for status in ("gone", "foreign") if (found := _with(items, status))]
     if what.abandoned:
         parts.append(f"{what.abandoned} abandoned by a rewind passed over")
-    if parts:
-        click.echo(f"{text.clean(source)} → {text.clean(target)}: {', '.join(parts)}.")
+    click.echo(f"{text.clean(source)} → {text.clean(target)}: {', '.join(parts)}.")
 
 
 def _with(items: Sequence[Item], *statuses: str) -> list[Item]:

@@ -37,6 +37,7 @@ class _Held:
 
     def __init__(self, size: int, done: Callable[[bytes], None]) -> None:
         self._data, self._done = bytearray(size), done
+        self.found = 0
 
     def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (nothing was left)
         return False

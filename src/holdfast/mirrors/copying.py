@@ -180,8 +180,11 @@ class _Load:
             raise
 
     def _end(self, waiting: list[tuple[Errand, Part]]) -> None:
-        waiting[0][0].wait()
-        waiting.pop(0)[1].close()
+        errand, part = waiting[0]
+        errand.wait()
+        self.count(-part.found)
+        waiting.pop(0)
+        part.close()
 
     def steps(self, part: Part, file: str) -> list[Step]:
         listed = self._found.manifest.files[file]

@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast import meter, storage
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError
+from holdfast.format.names import parse_checkpoint_name
 from holdfast.log import logger
 from holdfast.mirrors import arrivals, copying, plan
 from holdfast.mirrors.arrivals import Arrivals
@@ -61,11 +62,7 @@ def look(
                     state.saw(entries, read=False)
         except (StorageError, DamagedError) as error:
             if empty:
-                raise type(error)(
-                    f"{run} has no checkpoint, and its mirror, which may have some, cannot be read: {error} "
-                    f"Nothing was begun. Next: make it readable; or start without this mirror, to begin anew.",
-                    **error.facts,
-                ) from error
+                raise _unreadable(run, error) from error
             state.problem = str(error)
             logger.warning("The mirror %s cannot be read: %s", url, error)
             continue
@@ -82,18 +79,29 @@ def look(
 
 def highest(states: Sequence[State]) -> int:
     """The highest number that a checkpoint has in any mirror: a run that lost its own uses none of them again."""
-    numbers = [entry.sequence for state in states if state.found is not None for entry in _entries(state)]
-    return max(numbers, default=0)
+    names = [parse_checkpoint_name(name) for state in states for name in state.standing.names]
+    return max((name.sequence for name in names if name is not None), default=0)
 
 
-def _entries(state: State) -> list[Entry]:
+def _entries(run: str, state: State, *, needed: bool) -> list[Entry]:
+    """The checkpoints of a mirror. One that cannot be read is told; where it is needed, that is an error."""
     if state.found is None:
         return []
     try:
         return state.place.entries()
     except HoldfastError as error:
+        if needed:
+            raise _unreadable(run, error) from error
         logger.warning("The mirror %s cannot be read: %s", state.place.url, error)
         return []
+
+
+def _unreadable(run: str, error: HoldfastError) -> HoldfastError:
+    return type(error)(
+        f"{run} has no checkpoint, and its mirror, which may have some, cannot be read: {error} "
+        f"Nothing was begun. Next: make it readable; or start without this mirror, to begin anew.",
+        **error.facts,
+    )
 
 
 def _newer(state: State, entries: Sequence[Entry], highest: int) -> list[tuple[Record, str]]:
@@ -138,11 +146,12 @@ def catch_up(
         The names that were fetched, the newest last.
 
     Raises:
-        StorageError: there is no room for it, or it cannot be written.
+        StorageError: there is no room for it, or it cannot be written; or the run is empty, and a mirror cannot be
+            read.
         DamagedError: the run is empty, and no mirror has a whole one.
 
     """
-    there = {number: _entries(state) for number, state in enumerate(states)}
+    there = {number: _entries(run, state, needed=not local) for number, state in enumerate(states)}
     abandoned = catalog.marks(run, catalog.ABANDONED)
     # By their names: a list may have thousands, and only newer ones are read.
     highest_here = max((entry.sequence for entry in local), default=0)

@@ -12,7 +12,14 @@ from holdfast.store.entry import Entry
 
 
 class Part(Protocol):
-    """A file on its way into a place."""
+    """A file on its way into a place.
+
+    Attributes:
+        found: bytes that were written here and lay there already; they were not sent again.
+
+    """
+
+    found: int
 
     def read(self, into: memoryview, offset: int) -> bool:
         """Fills `into` with what an earlier attempt left there; False where there is nothing."""

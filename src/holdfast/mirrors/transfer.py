@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from holdfast.errors import HoldfastError
 from holdfast.mirrors.crew import Crew, Room, Write
 
-JOBS = 8
+JOBS = 4
 """Blocks that are on their way at the same time, unless somebody asks for more or fewer."""
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
@@ -171,7 +173,7 @@ class Objects:
                 raise
             return memoryview(data)
 
-        return self._run(work, "read", name, BULK)
+        return self._begin(_again(work, stores.BULK_RETRIES), "read", name, BULK).wait()
 
     def size(self, name: str) -> int:
         """The bytes that an object has; `NotFoundError` where there is none."""
@@ -209,28 +211,40 @@ class Objects:
         if not create:
             self._put(name, data, digest, None)
             return True
-        problem: HoldfastError | None = None
-        try:
-            self._put(name, data, digest, "create")
-            return True
-        except _Exists:
-            pass
-        except StorageError as error:
-            if error.facts.get("status") == 501 or error.facts.get("code") in (
-                "NotImplemented",
-                "NotSupported",
-            ):
-                return self._put_where_none_is(name, data, digest)
-            problem = error
-        # An acknowledgement that was lost looks like a failure, or, at the second attempt, like another's object.
-        try:
-            return self.small(name, len(data)) == data
-        except FormatError:
-            return False
-        except HoldfastError:
-            if problem is not None:
-                raise problem from None
-            raise
+        end, pause = time.monotonic() + stores.QUICK_RETRIES, stores._FIRST_PAUSE
+        while True:
+            problem: HoldfastError | None = None
+            try:
+                self._put(name, data, digest, "create")
+                return True
+            except _Exists:
+                pass
+            except StorageError as error:
+                if error.facts.get("status") == 501 or error.facts.get("code") in (
+                    "NotImplemented",
+                    "NotSupported",
+                ):
+                    return self._put_where_none_is(name, data, digest)
+                problem = error
+            # An acknowledgement that was lost looks like a failure, or, at a second attempt, like another's object.
+            try:
+                return self.small(name, len(data)) == data
+            except FormatError:
+                return False
+            except HoldfastError as error:
+                missing = isinstance(error, NotFoundError)
+                passing = problem is not None and bool(problem.facts.get("may_pass"))
+                if not missing or not passing or time.monotonic() + pause > end:
+                    raise (problem or error) from None
+            # What is not there, and what may pass: the library asks only once where the answer counts.
+            self._rest(pause)
+            pause = min(2 * pause, stores._LONGEST_PAUSE)
+
+    def _rest(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._check()
+            time.sleep(min(left, 0.1))
 
     def _put_where_none_is(self, name: str, data: bytes, digest: str | None) -> bool:
         with contextlib.suppress(NotFoundError):
@@ -257,7 +271,9 @@ class Objects:
                 use_multipart=False,
             )
 
-        self._begin(work, "write", name, _QUICK if small else BULK).wait()
+        retries = stores.QUICK_RETRIES if small else stores.BULK_RETRIES
+        often = _again(work, retries) if mode is None else work
+        self._begin(often, "write", name, _QUICK if small else BULK).wait()
 
     def delete(self, names: Collection[str]) -> None:
         """Deletes objects, in no order; one that is not there is no error."""
@@ -289,7 +305,7 @@ class Objects:
         name: str,
         seconds: float = _QUICK,
     ) -> _T:
-        return self._begin(work, operation, name, seconds).wait()
+        return self._begin(_again(work, stores.QUICK_RETRIES), operation, name, seconds).wait()
 
     def _begin(
         self, work: Callable[[], Awaitable[_T]], operation: str, name: str, seconds: float
@@ -315,6 +331,32 @@ class Objects:
             raise failure  # not in the except block: the library's error would be shown as its context
 
         return translated
+
+
+def _again(work: Callable[[], Awaitable[_T]], retries: float) -> Callable[[], Awaitable[_T]]:
+    """The same work, begun again after pauses where the library does not: when an answer breaks off, or is late.
+
+    Args:
+        work: asks for the same whenever it is called.
+        retries: seconds after which it is not begun again; a second time in any case.
+
+    """
+
+    async def repeated() -> _T:
+        end, pause, first = time.monotonic() + retries, stores._FIRST_PAUSE, True
+        while True:
+            try:
+                return await work()
+            except HoldfastError:
+                raise
+            except Exception as error:
+                if not Said.of(error).broke_off or (time.monotonic() + pause > end and not first):
+                    raise
+            first = False
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, stores._LONGEST_PAUSE)
+
+    return repeated
 
 
 class _Exists(StorageError):  # noqa: N818 (an answer, caught in this module)

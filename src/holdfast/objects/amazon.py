@@ -24,10 +24,6 @@ SILENT_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _STEP = 0.1
 _PIECE = 256 << 10
-_PASSING = frozenset([408, 429, 500, 502, 503, 504])
-_PASSING_CODES = frozenset(
-    ["BadDigest", "InternalError", "RequestTimeout", "SlowDown", "Throttling", "XAmzContentSHA256Mismatch"]
-)
 _T = TypeVar("_T")
 
 
@@ -123,26 +119,23 @@ class Call(Generic[_T]):
             raise TimeoutError
 
     def _run(self) -> None:
-        pause, failure = _FIRST_PAUSE, None
+        pause, failure, first = _FIRST_PAUSE, None, True
         while True:
             self._attempt = time.monotonic()
             try:
                 self._value.append(self._work(self._going))
             except BaseException as error:
-                late = time.monotonic() + pause - self._started > self._retries
-                if late or not _may_pass(error) or self._cancelled.wait(pause):
+                # One that took all the time there is gets a second chance, which `wait` bounds.
+                late = time.monotonic() + pause - self._started > self._retries and not first
+                if late or not Said.of(error).may_pass or self._cancelled.wait(pause):
                     failure = self._translate(error)
+                first = False
             if self._value or failure is not None:
                 break
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._ticket.finish(
             failure
         )  # outside of the except block: the client's error may quote what was signed
-
-
-def _may_pass(error: BaseException) -> bool:
-    said = Said.of(error)
-    return bool(said.kind) or said.status in _PASSING or said.code in _PASSING_CODES
 
 
 class Amazon:

@@ -123,17 +123,32 @@ class Multipart:
         return self._free.pop() if self._free else bytearray(min(self._step, self._size))
 
     def _await_room(self, most: int) -> None:
-        """Waits until at most so many parts are on their way; raises what one of them failed with."""
-        while any(sending.call.done for sending in self._sending) or len(self._sending) > most:
+        """Waits until at most so many parts are on their way.
+
+        Raises:
+            StorageError: one failed; the others have ended by then, so that the next attempt finds them.
+
+        """
+        failure: StorageError | None = None
+        while self._sending:
+            over = len(self._sending) > most or failure is not None
+            if not over and not any(sending.call.done for sending in self._sending):
+                break
             # One that is done, else the one that was begun first.
             sending = next((one for one in self._sending if one.call.done), self._sending[0])
-            answer = sending.call.wait()
+            try:
+                answer = sending.call.wait()
+            except StorageError as error:
+                failure = failure or error
+                answer = None
             self._sending.remove(sending)
             self._free.append(sending.buffer)
-            etag = answer["ETag"].strip('"')
-            if sending.md5 is not None and etag != sending.md5:
-                self._md5 = False
-            self._note(sending.number, etag, sending.crc32)
+            if answer is not None:
+                etag = answer["ETag"].strip('"')
+                self._md5 = self._md5 and sending.md5 in (None, etag)
+                self._note(sending.number, etag, sending.crc32)
+        if failure is not None:
+            raise failure
 
     def _note(self, number: int, etag: str, crc32: str) -> None:
         self._parts[number] = {"PartNumber": number, "ETag": etag}

@@ -29,6 +29,11 @@ _BOTOCORE = {
 }
 """What botocore's errors without an answer mean."""
 
+_PASSING = frozenset([408, 429, 500, 502, 503, 504])
+_PASSING_CODES = frozenset(
+    ["BadDigest", "InternalError", "RequestTimeout", "SlowDown", "Throttling", "XAmzContentSHA256Mismatch"]
+)
+
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of this machine",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT, `gcloud auth application-default login`, or the account of this machine",
@@ -72,6 +77,18 @@ class Said(NamedTuple):
             kind[1] if kind and not status else "",
         )
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may be answered otherwise, a little later."""
+        return (
+            self.broke_off or self.kind == "Connect" or self.status in _PASSING or self.code in _PASSING_CODES
+        )
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether there was an answer, or a request, that did not come to its end."""
+        return self.kind in ("Timeout", "Request", "Decode", "Body", "Interrupted")
+
 
 def credentials_of(scheme: str) -> str:
     """Where the credentials for a kind of store are looked for."""
@@ -102,6 +119,7 @@ def refusal(error: BaseException, address: Address, operation: str, name: str, s
         operation=operation,
         status=said.status or None,
         code=said.code or None,
+        may_pass=said.may_pass,
     )
 
 

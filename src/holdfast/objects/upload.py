@@ -48,6 +48,7 @@ class Upload:
         self._small: bytearray | None = bytearray() if size <= PART_SIZE else None
         self._writer: Any = None
         self._done = 0
+        self.found = 0
 
     def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (as files on disk are continued)
         """False: nothing of an earlier attempt can be read before it is finished."""
