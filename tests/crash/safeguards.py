@@ -576,4 +576,40 @@ SAFEGUARDS = [
         "        file.disk.write(buffer.view[:size], start)\n",
         "tests/mirrors/test_full.py -k payload",
     ),
+    # -- object stores
+    Safeguard(
+        "in an object store checkpoint.json is deleted first",
+        "mirrors/bucket.py",
+        """        self._objects.delete([f"{name}/{CHECKPOINT_FILE}"])
+        # Only when this is answered: until then the checkpoint may be seen.
+        files = self._last_seen().files.pop(name, {})
+        self._objects.delete([f"{name}/{file}" for file in files if file != CHECKPOINT_FILE])
+""",
+        """        files = self._last_seen().files.pop(name, {})
+        self._objects.delete([f"{name}/{file}" for file in files if file != CHECKPOINT_FILE])
+        self._objects.delete([f"{name}/{CHECKPOINT_FILE}"])
+""",
+        "tests/mirrors/test_bucket_faults.py -k killed_at_any_request[Further]",
+    ),
+    Safeguard(
+        "the lease is looked at before checkpoint.json goes into an object store",
+        "mirrors/bucket.py",
+        "        def done(data: bytes) -> None:\n            self._held[name] = data\n",
+        "        def done(data: bytes) -> None:\n            self._held[name] = data\n            self.publish(name)\n",
+        "tests/mirrors/test_bucket.py::test_a_lost_lease_changes_nothing",
+    ),
+    Safeguard(
+        "what lies in an object store is told by its digest",
+        "mirrors/bucket.py",
+        "            return self._objects.facts(file) == (size, self._digests[file])\n",
+        "            return self._objects.facts(file).size == size\n",
+        "tests/mirrors/test_bucket.py::test_an_interrupted_copy_goes_on_by_file",
+    ),
+    Safeguard(
+        "a manifest that a store does not give is not taken for a damaged one",
+        "store/entry.py",
+        "            if distant and isinstance(error, StorageError):\n",
+        "            if False:\n",
+        "tests/mirrors/test_bucket.py::test_what_cannot_be_read_is_not_passed_over",
+    ),
 ]

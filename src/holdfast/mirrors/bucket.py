@@ -13,14 +13,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.errors import HoldfastError, NotFoundError, StorageError, UsageError, storage_error
+from holdfast.errors import NotFoundError, StorageError, UsageError
 from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
-from holdfast.mirrors.place import Part
+from holdfast.mirrors.place import Part, steadied
 from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
@@ -132,14 +132,6 @@ class _Seen(NamedTuple):
         return seen
 
 
-class _Silent(OSError):  # noqa: N818 (never seen outside: `steady` raises what it holds)
-    """The store did not say what a manifest is: other than damage, that is no reason to pass a checkpoint over."""
-
-    def __init__(self, error: StorageError) -> None:
-        super().__init__(error.errno, str(error))
-        self.error = error
-
-
 class Bucket:
     """A mirror in an object store.
 
@@ -222,11 +214,8 @@ class Bucket:
 
     def _manifest(self, name: str, sizes: _Sizes, path: str, limit: int) -> bytes:
         """The manifest of a checkpoint; one that lacks a file, or the end of one, is damaged: it is copied once more."""
-        try:
-            own = self._held.pop(name, None)
-            data = own or self._objects.small(f"{name}/{CHECKPOINT_FILE}", limit)
-        except StorageError as error:
-            raise _Silent(error) from None
+        own = self._held.pop(name, None)
+        data = own or self._objects.small(f"{name}/{CHECKPOINT_FILE}", limit)
         for file, listed in decode_manifest(data, path).files.items():
             size = sizes.get(file)
             if size is None:
@@ -310,16 +299,5 @@ class Bucket:
     def leave(self) -> None:
         """What was begun stays for the next writer; nothing else is hidden there."""
 
-    @contextlib.contextmanager
-    def steady(self) -> Iterator[None]:
-        silent: StorageError | None = None
-        try:
-            yield
-        except _Silent as error:
-            silent = error.error
-        except OSError as error:
-            if isinstance(error, HoldfastError):
-                raise
-            raise storage_error(error, self.url, "use the mirror") from error
-        if silent is not None:
-            raise silent
+    def steady(self) -> contextlib.AbstractContextManager[None]:
+        return steadied(self.url)
