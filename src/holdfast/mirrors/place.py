@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
+from holdfast.errors import HoldfastError, storage_error
 from holdfast.payload.source import Source
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -109,3 +110,14 @@ class Place(Protocol):
 
     def steady(self) -> contextlib.AbstractContextManager[None]:
         """What the storage says in the block becomes errors that name this place."""
+
+
+@contextlib.contextmanager
+def steadied(url: str) -> Iterator[None]:
+    """Errors of the system in the block become a `StorageError` that names a place."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HoldfastError):
+            raise
+        raise storage_error(error, url, "use the mirror") from error

@@ -79,6 +79,16 @@ class Objects:
         """The objects below a further prefix."""
         return Objects(self.address._replace(prefix=self.address.key(prefix)), self._stores, self._check)
 
+    def heeding(self, check: Check) -> Objects:
+        """The same objects; whoever waits for them can be called away by another check as well."""
+        own = self._check
+
+        def both() -> None:
+            own()
+            check()
+
+        return Objects(self.address, self._stores, both)
+
     # -- looking -----------------------------------------------------------------------------------
 
     def names(self, prefix: str = "", most: int | None = None) -> dict[str, int]:
