@@ -118,6 +118,11 @@ def test_a_single_task_is_told_as_one(cluster):
     assert "job 100: 1 task, for at most 1:30:00\n" in told(submit("-t", "1:30:00", "--tasks", "1"))
 
 
+def test_a_long_chain_is_told_in_one_line(cluster):
+    """Of many jobs the first and the last number are told."""
+    assert "submitted  jobs 100 … 129: one after another" in told(submit("-t", "1", "--chain", "30"))
+
+
 def test_one_job_requeues_itself(cluster):
     """--requeue submits one job that may be requeued and tells the training to ask for it."""
     told(submit("--requeue", "-t", "10"))
