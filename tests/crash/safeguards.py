@@ -548,6 +548,34 @@ SAFEGUARDS = [
         "            while False:\n",
         "tests/mirrors/test_lagging.py::test_two_deletions_wait",
     ),
+    Safeguard(
+        "nothing is begun beside an unfinished fetch",
+        "training.py",
+        "            if self.mirroring is None and not session.entries:\n",
+        "            if False:\n",
+        "tests/mirrors/test_push_pull.py::test_nothing_is_begun_beside_an_unfinished_pull",
+    ),
+    Safeguard(
+        "what was fetched becomes visible by way of the lease's own directory",
+        "mirrors/arrivals.py",
+        "            files.rename(os.path.join(self.path, name), draft)\n            files.rename(draft, final)\n",
+        "            files.rename(os.path.join(self.path, name), final)\n",
+        "tests/mirrors/test_push_pull.py::test_a_holder_that_lost_its_lease_publishes_nothing_that_it_fetched",
+    ),
+    Safeguard(
+        "a push leaves the mirrors of a living training to that",
+        "pushing.py",
+        "        if holder is not None:\n",
+        "        if False:\n",
+        "tests/mirrors/test_push_pull.py::test_a_living_run_keeps_its_mirrors_itself",
+    ),
+    Safeguard(
+        "a disk that fills in the middle of a save releases what mirrors hold back",
+        "payload/writer.py",
+        "        self._room.write(lambda: file.disk.write(buffer.view[:size], start))\n",
+        "        file.disk.write(buffer.view[:size], start)\n",
+        "tests/mirrors/test_full.py -k payload",
+    ),
     # -- object stores
     Safeguard(
         "in an object store checkpoint.json is deleted first",

@@ -38,6 +38,8 @@ class FolderTarget:
         self.path = path
 
     def begin(self, names: Collection[str]) -> None:
+        if os.path.islink(self.path) or os.path.isfile(self.path):
+            files.remove_file(self.path)  # a stranger's; what it leads to is left alone
         try:
             files.make_new_directory(self.path)
         except StorageError as error:

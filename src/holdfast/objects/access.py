@@ -110,6 +110,7 @@ class Objects:
                     found[item["path"][start:]] = item["size"]
                 if most is not None and len(found) >= most:
                     break
+            found.pop("", None)  # the prefix itself, which consoles make and show as a folder
             return found
 
         return dict(sorted(self._run(work, "list", prefix, BULK).items()))
