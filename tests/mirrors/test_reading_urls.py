@@ -292,6 +292,18 @@ def test_damage_that_stays_names_file_block_and_arrays(little, s3, bucket):
     assert all((array == 5).all() for array in target.arrays.values())
 
 
+def test_a_damaged_checkpoint_in_no_run(s3, bucket, between, light):
+    """It has no mirror to be repaired from, and nobody says so."""
+    for name in os.listdir(os.path.join(light, names(light)[0])):
+        s3.upload_file(os.path.join(light, names(light)[0], name), bucket, f"alone/{name}")
+    assert call("verify", f"s3://{bucket}/alone")[0] == 0
+    harm(s3, f"s3://{bucket}/alone/small.safetensors")
+    code, out, _ = call("verify", f"s3://{bucket}/alone")
+    assert (code, out.splitlines()[-1]) == (
+        5, "Next: put a copy of it in its place, or use an older checkpoint.",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["missing", "short", "long"])
 def test_a_file_of_another_size_is_damage(little, s3, bucket, kind):
     """It is found before a byte is written to what is restored."""
