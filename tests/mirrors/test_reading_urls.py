@@ -523,6 +523,16 @@ def test_reading_and_repairing_on_each_server(store, tmp_path):
         holdfast.open(f"{url}-none")
 
 
+@pytest.mark.parametrize("file", ["state.safetensors", "arrays.json"])
+def test_what_arrives_damaged_is_fetched_once_more(mirrored, between, file):
+    """When a lost run comes back from its mirror, damage on the way is no reason to take an older checkpoint."""
+    run, url = mirrored
+    shutil.rmtree(run)
+    between.spoil[f"/{file}"] = 1
+    assert train(run, 0, [url]) == 2
+    assert not any(between.spoil.values())
+
+
 # -- how often a store is asked ----------------------------------------------------------------------------
 
 
