@@ -170,6 +170,7 @@ def test_what_does_not_pass_ends_in_bounded_time(moto_store, small_parts, soon, 
     """A fault that stays becomes an error that says what it is, within the limits, and the file goes on afterwards."""
     proxy, data = proxied(moto_store), os.urandom(12 * MB)
     proxy.inject(fault, path="partNumber=2", times=None)
+    proxy.inject(delay(0.3), path="partNumber=1")  # still on its way when the next one fails
     started = time.monotonic()
     with pytest.raises(StorageError, match=words) as caught:
         send(objects_of(moto_store), data)
