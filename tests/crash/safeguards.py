@@ -172,14 +172,14 @@ SAFEGUARDS = [
     ),
     Safeguard(
         "arrays.json is compared with what checkpoint.json says of it",
-        "checkpoint.py",
+        "content.py",
         "        if found != listed.digest:\n",
         "        if False:\n",
         "tests/damaged/test_harms.py -k mixture",
     ),
     Safeguard(
         "the payload's digests are compared between the two JSON files",
-        "checkpoint.py",
+        "content.py",
         "own is None or record is None or own.size != record.size or own.digest != digest:\n",
         "own is None or record is None:\n",
         "tests/damaged/test_harms.py::test_tables_that_do_not_belong_together",
@@ -513,8 +513,8 @@ SAFEGUARDS = [
     Safeguard(
         "an empty run begins nothing while a mirror cannot be read",
         "mirrors/fetching.py",
-        "            if empty:\n                raise type(error)(",
-        "            if False:\n                raise type(error)(",
+        "            if empty:\n                raise _unreadable(",
+        "            if False:\n                raise _unreadable(",
         "tests/mirrors/test_mirrors.py::test_an_empty_run_begins_nothing_while_a_mirror_is_out_of_reach",
     ),
     Safeguard(

@@ -82,18 +82,19 @@ def verify_command(
 
 def _advice(run: str, mirrors: tuple[str, ...]) -> str:
     """What to do about damage in a run, or in a checkpoint that lies in no run."""
+    if not catalog.is_run(run):
+        return "put a copy of it in its place, or use an older checkpoint."
+    command = f"holdfast verify {run} --repair"
     if urls.is_url(run):
-        return f"holdfast verify {run} --repair --mirror RUN, where RUN is the directory of the run that it mirrors."
+        return f"{command} --mirror RUN, where RUN is the directory of the run that it mirrors."
     try:
-        known = mirrors or (book.read_run(run).mirrors if catalog.is_run(run) else None)
+        known = book.read_run(run).mirrors
     except HoldfastError:
         known = None
-    if known:
+    if mirrors or known:
         given = "".join(f" --mirror {mirror}" for mirror in mirrors)
-        return f"holdfast verify {run} --repair{given}, which takes what is damaged from its mirrors."
-    if catalog.is_run(run):
-        return f"holdfast verify {run} --repair --mirror PLACE, where there is a copy of it; or use an older checkpoint."
-    return "put a copy of it in its place, or use an older checkpoint."
+        return f"{command}{given}, which takes what is damaged from its mirrors."
+    return f"{command} --mirror PLACE, where there is a copy of it; or use an older checkpoint."
 
 
 def _base(path: str) -> str:

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from holdfast.errors import NotFoundError, StorageError, UsageError
 from holdfast.format import names as naming
@@ -27,31 +26,10 @@ from holdfast.objects.access import Objects
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
+from holdfast.store.distant import DistantSource, Seen
 from holdfast.store.entry import Entry
 
 _Sizes = Mapping[str, int]
-
-
-class BucketSource:
-    """A checkpoint in an object store, to be read from.
-
-    Args:
-        objects: its files.
-        sizes: bytes of each, as far as they are known.
-
-    """
-
-    def __init__(self, objects: Objects, sizes: _Sizes) -> None:
-        self.path = objects.url
-        self._objects, self._sizes = objects, sizes
-
-    def small(self, file: str, limit: int) -> bytes:
-        return self._objects.small(file, limit)
-
-    def read(self, file: str, into: memoryview, offset: int) -> int:
-        if offset >= self._sizes.get(file, offset + 1):
-            return 0  # where a file ends needs no request
-        return self._objects.read(file, into, offset)
 
 
 class _Held:
@@ -114,24 +92,6 @@ class BucketTarget:
         """Each file was durable when it was finished."""
 
 
-class _Seen(NamedTuple):
-    """What lay below the prefix at one moment: for each name the files with their sizes, and the marks."""
-
-    files: dict[str, dict[str, int]]
-    marks: dict[str, set[str]]
-
-    @classmethod
-    def of(cls, listed: _Sizes) -> _Seen:
-        seen = cls({}, {catalog.PINS: set(), catalog.ABANDONED: set()})
-        for text, size in listed.items():
-            folder, _, file = text.partition("/")
-            if folder in seen.marks:
-                seen.marks[folder].add(file)
-            elif file and "/" not in file and naming.parse_checkpoint_name(folder) is not None:
-                seen.files.setdefault(folder, {})[file] = size
-        return seen
-
-
 class Bucket:
     """A mirror in an object store.
 
@@ -147,7 +107,7 @@ class Bucket:
         self._found: bytes | None = None
         """The run.json that lies there."""
         self._book: RunBook | None = None
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._reader = Reader()
         self._known: dict[str, tuple[_Sizes, Entry]] = {}
         self._held: dict[str, bytes] = {}
@@ -224,16 +184,16 @@ class Bucket:
                 raise damage.wrong_size(f"{self.url}/{name}", file, listed.size, size)
         return data
 
-    def _look(self) -> _Seen:
-        self._seen = _Seen.of(self._objects.names())
+    def _look(self) -> Seen:
+        self._seen = Seen.of(self._objects.names())
         return self._seen
 
-    def _last_seen(self) -> _Seen:
+    def _last_seen(self) -> Seen:
         return self._seen or self._look()
 
-    def source(self, name: str) -> BucketSource:
-        sizes = self._seen.files.get(name, {}) if self._seen is not None else {}
-        return BucketSource(self._objects.below(name), sizes)
+    def source(self, name: str) -> DistantSource:
+        sizes = self._seen.files.get(name) if self._seen is not None else None
+        return DistantSource(self._objects.below(name), sizes)
 
     # -- changing ----------------------------------------------------------------------------------
 
