@@ -101,7 +101,7 @@ def test_a_lost_run_begins_nothing_when_its_mirror_fails_midway(moto_store, run,
     train(run, 2, [url_of(moto_store)])
     shutil.rmtree(run)
     proxy = proxied(moto_store)
-    proxy.inject(status(503), method="GET", number=2, times=None)
+    proxy.inject(status(503), path="list-type", number=2, times=None)  # it has been listed once by then
     with soon(), pytest.raises(StorageError, match="Nothing was begun"):
         train(run, 3, [url_of(moto_store)])
     assert steps(run) == []
