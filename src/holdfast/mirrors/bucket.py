@@ -16,11 +16,18 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from holdfast.errors import HoldfastError, NotFoundError, StorageError, UsageError, storage_error
+from holdfast.errors import (
+    DamagedError,
+    HoldfastError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+    storage_error,
+)
 from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
-from holdfast.mirrors.place import Part
+from holdfast.mirrors.place import Part, taken
 from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
@@ -248,10 +255,20 @@ class Bucket:
 
     # -- changing ----------------------------------------------------------------------------------
 
-    def enter(self, book: bytes) -> None:
-        if book != self._found:
-            self._objects.put(RUN_FILE, book)
-            self._found = self._book = None
+    def enter(self, data: bytes) -> None:
+        if data == self._found:
+            return
+        begun = self._found is None  # two runs that find a prefix empty do not both begin a mirror there
+        if not self._objects.put(RUN_FILE, data, create=begun):
+            self._refuse_other(data)
+            self._objects.put(RUN_FILE, data)
+        self._found = self._book = None
+
+    def _refuse_other(self, data: bytes) -> None:
+        with contextlib.suppress(DamagedError):
+            own, found = book.decode_run(data, self.url), self.book()
+            if found is not None and found.id != own.id:
+                raise taken(self.url, own.id, found.id)
 
     def target(self, name: str) -> BucketTarget:
         def done(data: bytes) -> None:

@@ -62,7 +62,7 @@ def look(
                     state.saw(entries, read=False)
         except (StorageError, DamagedError) as error:
             if empty:
-                raise _unreadable(run, error) from error
+                raise _unreadable(run, error) from None  # it says all that the other one says
             state.problem = str(error)
             logger.warning("The mirror %s cannot be read: %s", url, error)
             continue
@@ -91,7 +91,7 @@ def _entries(run: str, state: State, *, needed: bool) -> list[Entry]:
         return state.place.entries()
     except HoldfastError as error:
         if needed:
-            raise _unreadable(run, error) from error
+            raise _unreadable(run, error) from None
         logger.warning("The mirror %s cannot be read: %s", state.place.url, error)
         return []
 

@@ -97,7 +97,8 @@ class Objects:
             stream = obstore.list(self._stores.quick, key or None, chunk_size=1000)
             async for chunk in stream:
                 for item in chunk:
-                    found[item["path"][start:]] = item["size"]
+                    if len(item["path"]) > start:  # else what consoles make for a folder: the prefix itself
+                        found[item["path"][start:]] = item["size"]
                 if most is not None and len(found) >= most:
                     break
             return found
