@@ -339,4 +339,4 @@ class Bucket:
                 raise
             raise storage_error(error, self.url, "use the mirror") from error
         if silent is not None:
-            raise silent
+            raise silent from None
