@@ -281,3 +281,42 @@ def test_no_secret_is_logged(objects, caplog):
     caplog.set_level(logging.DEBUG)
     objects.put("x", b"1")
     assert not any(secret in caplog.text for secret in SECRETS)
+
+
+def test_a_process_ends_while_the_library_still_speaks(bucket):
+    """One of the library's threads that is still inside the interpreter when the process ends does not abort it."""
+    script = """
+import asyncio, threading, time
+real = asyncio.SelectorEventLoop._write_to_self
+def slow(loop):
+    real(loop)
+    if isinstance(threading.current_thread(), threading._DummyThread):
+        time.sleep(0.3)  # as if it were not let on by the system
+asyncio.SelectorEventLoop._write_to_self = slow
+from holdfast.objects.access import Objects
+print(Objects.at("s3://BUCKET/a").names())
+""".replace("BUCKET", bucket)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
+
+
+def test_what_is_asked_when_the_process_ends(bucket):
+    """A request that comes after the loop was ended, from a handler of the script, is refused and does not wait."""
+    script = """
+import atexit
+from holdfast.objects.access import Objects
+objects = Objects.at("s3://BUCKET/a")
+@atexit.register
+def late():
+    try:
+        objects.names()
+    except Exception as error:
+        print(error)
+objects.names()
+""".replace("BUCKET", bucket)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert "can be begun any more" in done.stdout, done.stderr
