@@ -158,7 +158,6 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.url = urls.parse(url).url
         self._check: Callable[[], object] = lambda: None
-        self._connected: Objects | None = None
         self._found: bytes | None = None
         """The run.json that lies there."""
         self._book: RunBook | None = None
@@ -172,9 +171,7 @@ class Bucket:
 
     @property
     def _objects(self) -> Objects:
-        if self._connected is None:
-            self._connected = Objects.at(self.url, self._look_up)
-        return self._connected
+        return Objects.at(self.url, self._look_up)
 
     def heed(self, check: Callable[[], object]) -> None:
         self._check = check

@@ -72,6 +72,8 @@ class Objects:
         if connected is None:
             connected = stores.connect(address)  # may take seconds, where it asks for the machine's role
             with _lock:
+                for other in [one for one in _connected if one[2:] == key[2:] and one != key]:
+                    del _connected[other]  # nobody asks for it any more
                 connected = _connected.setdefault(key, connected)
         return cls(address, connected, check)
 
@@ -318,7 +320,7 @@ class Objects:
                 if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
                     failure = _Exists(f"{self.url}/{name} is there already.", path=f"{self.url}/{name}")
                 else:
-                    failure = refusal(error, self.address, operation, name, self._stores.server)
+                    failure = stores.heed(refusal(error, self.address, operation, name, self._stores.server))
             raise failure  # not in the except block: the library's error would be shown as its context
 
         return translated

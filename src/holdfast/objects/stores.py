@@ -34,9 +34,21 @@ class Stores(NamedTuple):
     """Where it is, as it may be shown."""
 
 
+_refused = 0
+"""How often credentials were refused in this process."""
+
+
 def environment() -> int:
-    """Changes when what the environment says of object stores does."""
-    return hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith(_RELEVANT))))
+    """Changes when what the environment says of object stores does, or when credentials may have been renewed."""
+    relevant = sorted(item for item in os.environ.items() if item[0].startswith(_RELEVANT))
+    return hash((_refused, *relevant))
+
+
+def heed(failure: HoldfastError) -> HoldfastError:
+    """The same; where credentials were refused, the next connection looks for them anew, in their files, say."""
+    global _refused
+    _refused += failure.facts.get("errno") == errno.EACCES
+    return failure
 
 
 def connect(address: Address) -> Stores:
