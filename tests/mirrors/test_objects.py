@@ -320,3 +320,33 @@ objects.names()
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
     )
     assert "can be begun any more" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000", "'127.0.0.1:9000' is no endpoint. Expected https://HOST:PORT"),
+        ("AWS_ENDPOINT_URL", "::::", "is no endpoint"),
+        ("AWS_ENDPOINT_URL_S3", "http://", "is no endpoint"),
+        ("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEY\n", "AWS_ACCESS_KEY_ID has a space or a line break in it"),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "planted+secret/key\n",
+            "AWS_SECRET_ACCESS_KEY has a space or a line break in it",
+        ),
+    ],
+)
+def test_settings_that_the_library_panics_at(name, value, said, bucket, monkeypatch, capfd):
+    """They are refused in one sentence that names the variable; the library says nothing, and no value is shown."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError) as caught:
+        Objects.at(f"s3://{bucket}/a").names()
+    assert said in str(caught.value)
+    assert "planted+secret" not in str(caught.value)
+    assert not capfd.readouterr().err
+
+
+def test_an_endpoint_with_an_address_of_version_6(bucket, monkeypatch):
+    """It is shown as it is: nothing in it is a secret."""
+    assert urls.redacted("http://[::1]:9000/path") == "http://[::1]:9000/path"
+    assert "se+cret" not in urls.redacted("http://me:se+cret@[::1]:9000")
