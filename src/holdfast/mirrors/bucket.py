@@ -34,6 +34,7 @@ from holdfast.objects.access import Objects
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
+from holdfast.store.distant import Ahead
 from holdfast.store.entry import Entry
 
 _Sizes = Mapping[str, int]
@@ -205,30 +206,35 @@ class Bucket:
         owner = self._book or self.book()
         if owner is None:
             return []
-        found: dict[str, tuple[_Sizes, Entry]] = {}
-        for name, files in seen.files.items():
-            parsed = naming.parse_checkpoint_name(name)
-            if CHECKPOINT_FILE not in files or parsed is None:
-                continue
-            sizes, entry = self._known.get(name, ({}, None))
-            if entry is None or sizes != files or (entry.was_read and not entry.whole):
-                fetch = functools.partial(self._manifest, name, files)
-                entry = Entry(
-                    f"{self.url}/{name}", name, parsed, source=(owner.id, self._reader), fetch=fetch
-                )
+        there = {
+            name: (parsed, files)
+            for name, files in seen.files.items()
+            if CHECKPOINT_FILE in files and (parsed := naming.parse_checkpoint_name(name)) is not None
+        }
+        known = {name: entry for name, (_, files) in there.items() if (entry := self._as_it_was(name, files))}
+        unread = sorted(there.keys() - known.keys(), key=lambda name: (there[name][0].sequence, name))
+        ahead = Ahead(self._objects, unread)
+        for name in unread:
+            parsed, files = there[name]
+            fetch = functools.partial(self._manifest, name, files, ahead)
+            known[name] = Entry(
+                f"{self.url}/{name}", name, parsed, source=(owner.id, self._reader), fetch=fetch
+            )
+        for name, entry in known.items():
             entry.pinned = name in seen.marks[catalog.PINS]
             entry.abandoned = name in seen.marks[catalog.ABANDONED]
-            found[name] = (files, entry)
-        self._known = found
-        return sorted(
-            (entry for _, entry in found.values()), key=lambda entry: (entry.sequence, entry.folder)
-        )
+        self._known = {name: (there[name][1], entry) for name, entry in known.items()}
+        return sorted(known.values(), key=lambda entry: (entry.sequence, entry.folder))
 
-    def _manifest(self, name: str, sizes: _Sizes, path: str, limit: int) -> bytes:
+    def _as_it_was(self, name: str, files: _Sizes) -> Entry | None:
+        """A checkpoint that was seen before and is unchanged; a damaged one is read anew."""
+        sizes, entry = self._known.get(name, ({}, None))
+        return None if entry is None or sizes != files or (entry.was_read and not entry.whole) else entry
+
+    def _manifest(self, name: str, sizes: _Sizes, ahead: Ahead, path: str, limit: int) -> bytes:
         """The manifest of a checkpoint; one that lacks a file, or the end of one, is damaged: it is copied once more."""
         try:
-            own = self._held.pop(name, None)
-            data = own or self._objects.small(f"{name}/{CHECKPOINT_FILE}", limit)
+            data = self._held.pop(name, None) or ahead(path, limit)
         except StorageError as error:
             raise _Silent(error) from None
         for file, listed in decode_manifest(data, path).files.items():
