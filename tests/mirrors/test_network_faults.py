@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mirrored_runs import LAST, content, steps, train
 from servers.contents import folders, held, key_of, url_of
-from servers.faultproxy import cut, delay, hang, lost_answer, reset, stall, status, throttle
+from servers.faultproxy import Fault, cut, delay, hang, lost_answer, reset, stall, status, throttle
 
 import holdfast
 from holdfast import Mirror, StorageError
@@ -106,10 +106,13 @@ STAYING = [
     (reset(), "failed on its way"),
     (hang(), "did not answer in time"),
     (lost_answer(), "failed on its way"),
+    (status(301, "PermanentRedirect"), "lies in another region"),
+    (status(409, "ConditionalRequestConflict"), "in conflict with another"),
+    (status(412, "PreconditionFailed"), "in conflict with another"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "words"), STAYING, ids=lambda value: getattr(value, "kind", ""))
+@pytest.mark.parametrize(("fault", "words"), STAYING, ids=lambda one: f"{one.kind}{one.value or ''}" if isinstance(one, Fault) else "")  # fmt: skip
 @pytest.mark.parametrize("path", [r"state\.safetensors", r"checkpoint\.json"])
 def test_what_stays_is_told_and_stops_nothing(
     moto_store, run, soon, proxied, said, monkeypatch, fault, words, path

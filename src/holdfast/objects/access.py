@@ -202,16 +202,19 @@ class Objects:
 
         """
         if not create:
-            self._put(name, data, digest, None)
+            try:
+                self._put(name, data, digest, None)
+            except _Exists:
+                raise self._contested(name) from None
             return True
         end, pause = time.monotonic() + stores.QUICK_RETRIES, stores._FIRST_PAUSE
         while True:
-            problem: HoldfastError | None = None
+            problem: StorageError
             try:
                 self._put(name, data, digest, "create")
                 return True
             except _Exists:
-                pass
+                problem = self._contested(name)
             except StorageError as error:
                 if error.facts.get("status") == 501 or error.facts.get("code") in (
                     "NotImplemented",
@@ -226,12 +229,22 @@ class Objects:
                 return False
             except HoldfastError as error:
                 missing = isinstance(error, NotFoundError)
-                passing = problem is not None and bool(problem.facts.get("may_pass"))
-                if not missing or not passing or time.monotonic() + pause > end:
-                    raise (problem or error) from None
+                if not missing or not problem.facts.get("may_pass") or time.monotonic() + pause > end:
+                    raise problem from None
             # What is not there, and what may pass: the library asks only once where the answer counts.
             self._rest(pause)
             pause = min(2 * pause, stores._LONGEST_PAUSE)
+
+    def _contested(self, name: str) -> StorageError:
+        """What is said where the store speaks of another write and there is none to be found."""
+        return StorageError(
+            f"Cannot write {self.url}/{name}: the store says that this is in conflict with another request. Next: does "
+            f"another process write there? Else try again later.",
+            errno=errno.EBUSY,
+            path=f"{self.url}/{name}",
+            operation="write",
+            may_pass=True,
+        )
 
     def _rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds

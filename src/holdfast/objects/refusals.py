@@ -72,6 +72,8 @@ class Said(NamedTuple):
         status, code, kind = (pattern.search(text) for pattern in (_STATUS, _CODE, _KIND))
         if "BadScheme" in text:
             return cls(0, "", "BadScheme")
+        if "redirect without LOCATION" in text:  # the library follows all others
+            return cls(301, "", "")
         return cls(
             int(next(filter(None, status.groups()))) if status else 0,
             next(filter(None, code.groups())) if code else "",
