@@ -39,7 +39,7 @@ format: setup
 	$(BIN)/ruff format .
 
 # Its results go into docs/performance.md with ARGS="--write docs/performance.md".
-bench: setup
+bench: setup packages
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:

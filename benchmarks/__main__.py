@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import (
     arrays,
+    buckets,
     fitting,
     footprint,
     loading,
@@ -53,6 +54,7 @@ TOPICS: dict[str, Callable[[Bench], Iterator[Topic]]] = {
     "resume": runs.resuming,
     "scaling": scaling.topics,
     "mirrors": mirrors.topics,
+    "buckets": buckets.topics,
 }
 
 

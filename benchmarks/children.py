@@ -26,6 +26,7 @@ _PRELOADED = [
     "partial",
     "scaling",
     "mirrors",
+    "buckets",
 ]
 
 

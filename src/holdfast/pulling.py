@@ -19,7 +19,7 @@ from holdfast.mirrors import arrivals, choice, fetching
 from holdfast.mirrors.arrivals import Arrivals
 from holdfast.mirrors.crew import Crew
 from holdfast.mirrors.places import place_of
-from holdfast.mirrors.transfer import JOBS, Item, Transfer
+from holdfast.mirrors.transfer import JOBS, Item, Transfer, ask
 from holdfast.objects import urls
 from holdfast.session import Session, check_place
 from holdfast.store import book, catalog, retention
@@ -66,6 +66,7 @@ class Pull:
         self._there = self.place.entries()
         own = {} if self.new else {entry.folder: entry for entry in catalog.scan(self.run)}
         with self.place.steady():
+            ask([entry.read for entry in self._there], self.url)
             left = self._left_behind(own)
             self._entries = (
                 choice.choose(self._there, choice.keep_of(self._found, self.url), only, self.url)

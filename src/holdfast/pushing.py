@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from holdfast.mirrors.crew import Crew
 from holdfast.mirrors.folder import Folder
 from holdfast.mirrors.places import place_of
 from holdfast.mirrors.state import other_run
-from holdfast.mirrors.transfer import JOBS, Item, Transfer
+from holdfast.mirrors.transfer import JOBS, Item, Transfer, ask
 from holdfast.objects import urls
 from holdfast.payload.source import FolderSource
 from holdfast.store import book, catalog
@@ -77,8 +78,13 @@ class Push:
         )
         self.abandoned = 0 if only else len(entries) - len(self._entries)
         """Checkpoints that a rewind left behind, which only go along where they are named."""
+        self.items = [Item(entry.folder, entry.size) for entry in self._entries]
         with self.place.steady():
-            self.items = [self._item(entry, there.get(entry.folder)) for entry in self._entries]
+            looks = [
+                functools.partial(self._look, item, entry, there.get(entry.folder))
+                for item, entry in zip(self.items, self._entries, strict=True)
+            ]
+            ask(looks, self.url)
 
     @property
     def waiting(self) -> list[Item]:
@@ -95,8 +101,8 @@ class Push:
                 holder=holder,
             )
 
-    def _item(self, entry: Entry, there: Entry | None) -> Item:
-        item = Item(entry.folder, entry.size)
+    def _look(self, item: Item, entry: Entry, there: Entry | None) -> None:
+        """Whether a checkpoint can be copied, and has to be."""
         if entry.foreign:
             item.status, item.problem = "foreign", entry.problem
         elif entry.problem is not None:
@@ -106,7 +112,6 @@ class Push:
                 folder.check_sizes(there)
             if there.whole:
                 self._compare(item, entry)
-        return item
 
     def _compare(self, item: Item, entry: Entry) -> None:
         """Whether what is there is the same: its manifest holds the digests of all its files."""
@@ -115,7 +120,11 @@ class Push:
         except HoldfastError as error:
             _fail(item, entry.path, error)
             return
-        if self.place.source(item.name).small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT) == own:
+        try:
+            other = self.place.source(item.name).small(CHECKPOINT_FILE, READ_LIMIT_CHECKPOINT)
+        except NotFoundError:  # deleted there meanwhile
+            return
+        if other == own:
             item.status = "there"
             return
         item.status = "other"
@@ -197,7 +206,6 @@ class Push:
         for kind in (catalog.PINS, catalog.ABANDONED):
             marked = catalog.marks(self.run, kind) & there
             if marked:
-                self.place.entries()
                 self.place.mark(kind, marked)
 
     @contextlib.contextmanager

@@ -11,9 +11,10 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
+from holdfast.position import Position
 from holdfast.state import adapters, capture, environment, garbage, streams, tree
 from holdfast.state.part import Plan, SavedPart
-from holdfast.training import Position, Training
+from holdfast.training import Training
 
 # Parts up to this size are restored a second time when an epoch is entered again; see `restore_again`.
 SMALL_PART = 64 << 20

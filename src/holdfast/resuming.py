@@ -11,12 +11,13 @@ from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import DamagedError, FormatError, HoldfastError, NotFoundError, StorageError, UsageError
 from holdfast.format.manifest import Manifest
 from holdfast.log import logger
+from holdfast.position import Position
 from holdfast.session import Session
 from holdfast.state import capture
 from holdfast.state.part import Plan
 from holdfast.store import book, catalog
 from holdfast.store.entry import Entry
-from holdfast.training import Position, Training
+from holdfast.training import Training
 
 _TOLD = 20  # of the checkpoints that are passed over
 

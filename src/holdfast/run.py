@@ -22,11 +22,12 @@ from holdfast.mirrors.mirror import Mirror, checked
 from holdfast.objects import urls
 from holdfast.policy.every import DEFAULT, Every
 from holdfast.policy.keep import Keep, parse_size
+from holdfast.position import Options, Position
 from holdfast.state import adapters, capture, garbage, streams
 from holdfast.state.probe import Probe
 from holdfast.store import catalog
 from holdfast.store.entry import Entry
-from holdfast.training import Options, Position, Training
+from holdfast.training import Training
 
 
 class Run:

@@ -21,6 +21,8 @@ def pull(url, place):
         folder = name.partition("/")[0]
         if parse_checkpoint_name(folder) is not None and f"{folder}/checkpoint.json" not in listed:
             continue
+        if not size and "/" not in name:  # what a console shows as a folder
+            continue
         path = os.path.join(place, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:

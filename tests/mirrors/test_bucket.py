@@ -94,6 +94,24 @@ def test_a_folder_and_a_bucket(run, url, tmp_path):
     assert [record["url"] for record in book.read_run(run).mirrors] == [arch, url]
 
 
+def test_a_bucket_of_its_own(run, bucket):
+    """A mirror without a prefix takes the whole bucket."""
+    train(run, 3, [f"s3://{bucket}/"])
+    assert held(f"s3://{bucket}") == [2, 3]
+
+
+def test_a_folder_made_by_hand(run, url, s3, bucket):
+    """The empty objects that consoles show as folders are nothing: neither in the way nor taken for something."""
+    s3.put_object(Bucket=bucket, Key="runs/first/", Body=b"")
+    train(run, 2, [url])
+    s3.put_object(Bucket=bucket, Key=f"runs/first/{folders(url)[0]}/", Body=b"")
+    s3.put_object(Bucket=bucket, Key="runs/first/pins/", Body=b"")
+    train(run, 3, [url])
+    assert held(url) == [2, 3]
+    shutil.rmtree(run)
+    assert train(run, 0, [url]) == 3
+
+
 def test_a_checkpoint_is_sent_once(run, url):
     """What a bucket has already is not sent again, in this launch or the next."""
     train(run, 2, [url])
@@ -225,11 +243,11 @@ def test_what_cannot_be_read_is_not_passed_over(run, url, monkeypatch):
     """A newest checkpoint that the store does not give just now is no reason to go on from an older one."""
     train(run, 3, [url])
     shutil.rmtree(run)
+    newest = folders(url)[1]
     with monkeypatch.context() as patch:
-        made = Requests(patch, 3, refuse).made
+        Requests(patch, f"{newest}/checkpoint.json", refuse)
         with pytest.raises(StorageError, match="Nothing was begun"):
             train(run, 0, [url])
-    assert made[2] == ("read", f"{folders(url)[1]}/checkpoint.json")
     assert train(run, 0, [url]) == 3
 
 

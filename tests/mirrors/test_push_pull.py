@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -510,6 +511,18 @@ def test_a_dry_run_changes_nothing(run, arch, new):
     assert not os.path.exists(new)
 
 
+def test_a_rehearsal_pushes_nothing(run, arch, monkeypatch):
+    """A script that is rehearsed, and pushes its run, writes to no other place, and is not failed for it."""
+    from holdfast import stage
+
+    ranked(run)
+    monkeypatch.setattr(stage, "current", lambda: object())
+    done = call("push", run, arch)
+    assert done.exit_code == 0
+    assert "this is a rehearsal: nothing is pushed" in done.output
+    assert not os.path.exists(arch)
+
+
 def test_json(run, arch):
     """`--json` prints one object with what became of each checkpoint."""
     ranked(run)
@@ -597,3 +610,115 @@ def test_to_a_bucket_and_back(bucket, run, new):
         assert opened.resume().step == 3
         assert opened.best.progress.step == 2
     assert copied(Pull(url, new)) == ["there"] * 3
+
+
+def test_a_kill_on_the_way_to_a_real_gateway_and_back(ceph_store, run, new):
+    """Killed in the middle of a large file on a real server, a push goes on by part and a pull at the block."""
+    url = f"{ceph_store.url}/first"
+    train(run, 1, size=BIG)
+    killed(f"from holdfast.pushing import Push; Push({run!r}, {url!r}).go(jobs=1)")
+    task = Push(run, url)
+    assert copied(task, jobs=3) == ["copied"]
+    assert task.items[0].found >> 20 in (0, 16)
+    assert task.items[0].sent + task.items[0].found >= 36 << 20
+    killed(f"from holdfast.pulling import Pull; Pull({url!r}, {new!r}).go(jobs=1)")
+    task = Pull(url, new)
+    assert copied(task) == ["copied"]
+    assert task.items[0].found >> 20 in (16, 32)
+    assert train(new, 0, [url], size=BIG) == 1
+
+
+# -- what strangers left -------------------------------------------------------------------------------
+
+
+def test_links_are_not_followed(run, arch, new, tmp_path):
+    """Links that a stranger put where something is to be built are removed, and what they lead to is left alone."""
+    train(run, 1)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    for place in (os.path.join(arch, ".copying-x"), os.path.join(new, ".fetching-000009")):
+        os.makedirs(place)
+        os.symlink(outside, os.path.join(place, names(run)[0]))
+    Push(run, arch).go()
+    Pull(run, new).go()
+    os.symlink(outside, os.path.join(new, ".fetching-000002"))  # the next holder's own
+    shutil.rmtree(os.path.join(new, names(new)[0]))
+    Pull(run, new).go()
+    assert steps(new) == steps(arch) == [1]
+    assert os.listdir(outside) == ["mine"]
+    assert not [name for name in [*os.listdir(new), *os.listdir(arch)] if name.startswith(".")]
+
+
+# -- fetching, seen from inside ------------------------------------------------------------------------
+
+
+def test_a_holder_that_lost_its_lease_publishes_nothing_that_it_fetched(run, arch, tmp_path):
+    """A fetch that was only asleep, when its run was taken over, makes nothing visible and takes nothing away."""
+    from holdfast.mirrors import copying
+    from holdfast.mirrors.arrivals import Arrivals
+    from holdfast.mirrors.folder import FolderSource
+    from holdfast.store.lease import Lease
+
+    train(run, 1)
+    os.mkdir(arch)
+    source = [FolderSource(os.path.join(run, names(run)[0]))]
+    lease = Lease.acquire(arch)
+    asleep = Arrivals(arch, lease.writing)
+    asleep.enter()
+    copying.copy(source, asleep.target(names(run)[0]), lambda _: None)
+    with open(os.path.join(arch, "lease-000001"), "w"):  # as if its holder had died
+        pass
+    later = Lease.acquire(arch, stale_after=0.1)
+    with pytest.raises(holdfast.StorageError):
+        asleep.publish(names(run)[0])
+    assert names(arch) == []
+    area = Arrivals(arch, later.writing)
+    area.enter()
+    asleep.forget(names(run)[0])
+    copied = copying.copy(source, area.target(names(run)[0]), lambda _: None)
+    assert copied.found > 8000
+    area.publish(names(run)[0])
+    assert len(names(arch)) == 1
+    later.release()
+    lease.release()
+
+
+def test_a_launch_tells_how_far_its_fetch_is(run, arch, said, monkeypatch):
+    """In a log, a launch that fetches says the share, the rate and the time left now and then."""
+    from holdfast import meter
+
+    train(run, 1, [arch], size=BIG)
+    shutil.rmtree(run)
+    monkeypatch.setattr(meter, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(meter, "WORTH_SHOWING", 1 << 20)
+    train(run, 0, [arch], size=BIG)
+    line = r"fetching 000001\S+: 44% \(16\.8 MB of 37\.8 MB\), [\d.]+ [MG]B/s, \S+ s left"
+    assert re.search(line, said.text), said.text
+
+
+def test_a_fetch_on_a_terminal_shows_a_bar(run, arch):
+    """On a terminal there is a bar instead, and nothing of it stays."""
+    import pty
+
+    train(run, 1, [arch], size=BIG)
+    shutil.rmtree(run)
+    code = (
+        "from holdfast import meter; meter.WORTH_SHOWING = 1 << 20; import holdfast\n"
+        f"holdfast.Run({run!r}, mirrors=[{arch!r}]).resume()"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 4096)
+            except OSError:
+                break
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"fetching 000001" in shown
+    assert b"MB" in shown

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from between import Between
 from click.testing import CliRunner
-from mirrored_runs import flip, names, train
+from mirrored_runs import content, flip, names, train
+from servers.contents import key_of, url_of
 
 import holdfast
 from holdfast import Every, Keep
@@ -482,3 +483,74 @@ def test_a_damaged_run_is_told_of_its_mirror(mirrored):
     assert code == 5
     assert out.splitlines()[-1].startswith(f"Next: holdfast verify {run} --repair, which takes")
     assert call("verify", run, "--repair")[0] == 0
+
+
+def test_reading_and_repairing_on_each_server(store, tmp_path):
+    """On every kind of server: listed, opened, read in parts, checked, pinned; damage is found and repaired."""
+    run, url = str(tmp_path / "run"), url_of(store)
+    train(run, 3, [url], size=500_000)
+    here, there = holdfast.open(run).load(arrays="numpy"), holdfast.open(url).load(arrays="numpy")
+    assert np.array_equal(here["state"]["w"], there["state"]["w"])
+    assert [entry.folder for entry in catalog.scan(url)] == names(run)
+    assert call("verify", url)[0] == 0
+    code, out, _ = call("ls", url.rpartition("/")[0])
+    assert (code, url.rpartition("/")[2] in out) == (0, True)
+    assert call("pin", f"{url}@seq=2")[0] == 0
+    assert [entry.pinned for entry in catalog.scan(url)] == [True, False]
+    assert call("unpin", f"{url}@seq=2")[0] == 0
+    at = key_of(store, 2, "state.safetensors")
+    data = store.read(at)
+    store.write(at, data[:-1] + bytes([data[-1] ^ 1]))
+    code, out, _ = call("verify", url)
+    assert (code, out.count("damaged in block 0 of 1")) == (5, 1)
+    assert call("verify", url, "--repair", "--mirror", run)[0] == 0
+    assert np.array_equal(
+        holdfast.open(f"{url}@seq=2").load(arrays="numpy")["state"]["w"], content(2, 500_000)["w"]
+    )
+    with pytest.raises(NotFoundError, match="no run or checkpoint"):
+        holdfast.open(f"{url}-none")
+
+
+# -- how often a store is asked ----------------------------------------------------------------------------
+
+
+class Asked:
+    """Objects that note what they are asked for."""
+
+    url = "s3://bucket/run"
+
+    def __init__(self):
+        self.names = []
+
+    def small(self, name, limit):
+        self.names.append(name.partition("/")[0])
+        return name.encode()
+
+
+@pytest.mark.parametrize("way", ["forwards", "backwards", "one"])
+def test_manifests_are_fetched_ahead_and_once(way):
+    """A list fetches each once, several at a time; whoever wants the newest alone fetches no other."""
+    from holdfast.store.distant import _Ahead
+
+    objects = Asked()
+    folders = [f"{number:06d}" for number in range(200)]
+    ahead = _Ahead(objects, folders)
+    wanted = {"forwards": folders, "backwards": folders[::-1], "one": folders[-1:]}[way]
+    for number, folder in enumerate(wanted, 1):
+        file = f"{folder}/checkpoint.json"
+        assert ahead(f"{objects.url}/{file}", 1000) == file.encode()
+        assert len(objects.names) <= 2 * number or way == "forwards"
+    assert sorted(objects.names) == sorted(wanted)
+
+
+def test_a_look_at_a_run_asks_little(little, between):
+    """Opening the newest takes a handful of requests, and a second part only its own."""
+    checkpoint = holdfast.open(little)
+    assert len(between.given) <= 6
+    between.given.clear()
+    checkpoint.load(parts=["state"])
+    checkpoint.load(parts=["small"])
+    asked = [path.rpartition("/")[2] for method, path, _ in between.given if method == "GET"]
+    assert sorted(name for name in asked if "." in name) == [
+        "arrays.json", "small.safetensors",
+    ]  # fmt: skip

@@ -79,16 +79,6 @@ def test_two_servers_at_once(moto_store, ceph_store, run):
 # -- large files ---------------------------------------------------------------------------------------
 
 
-def test_a_large_checkpoint_there_and_back(ceph_store, run):
-    """A checkpoint of five parts goes to a real gateway, comes back, and is what it was."""
-    train(run, 1, [url_of(ceph_store)], size=LARGE)
-    assert held(ceph_store) == [1]
-    assert ceph_store.uploads() == []
-    shutil.rmtree(run)
-    assert train(run, 0, [url_of(ceph_store)], size=LARGE) == 1
-    assert steps(run) == [1]
-
-
 def test_an_interrupted_copy_goes_on_by_part(ceph_store, run, proxied, monkeypatch):
     """After an interruption the next launch sends only the parts that are not there, counted on the wire."""
     monkeypatch.setattr(stores, "BULK_RETRIES", 0.1)

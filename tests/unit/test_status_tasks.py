@@ -252,6 +252,23 @@ def test_the_tasks_of_an_array_are_all_told():
     ]
 
 
+def test_jobs_that_were_not_asked_for_are_still_to_come():
+    """Of a long chain only the next jobs are asked for: of the others Slurm has not said that it knows none."""
+    jobs = tuple(map(str, range(1, 41)))
+    found = groups.known_of(
+        groups.Group(jobs=jobs, submission=submission(mode="chain", jobs=jobs)),
+        ended=[Ended(1, "1", 0, 1, 2, 0, "command")],
+        launches=[],
+        records=[Record(id="2", state="RUNNING")],
+        answered=True,
+        alive=lambda job, task: False,
+    )
+    states = [judge(known).state for known in found]
+    assert states[:2] == ["done", "running"]
+    assert states[2 : groups.MOST] == ["unknown"] * (groups.MOST - 2)  # asked for, and not known
+    assert set(states[groups.MOST :]) == {"waiting"}
+
+
 def test_slurm_is_asked_for_no_more_than_needed():
     """An array is one question; of a chain those are asked for that are not known to be over; a few at most."""
     chain = groups.Group(jobs=("1", "2", "3"), submission=submission(mode="chain", jobs=("1", "2", "3")))

@@ -12,6 +12,8 @@ from cli_runs import make_run
 from submit_cluster import submit
 
 import holdfast
+from holdfast import files
+from holdfast.errors import StorageError
 from holdfast.jobs import record
 
 
@@ -114,6 +116,11 @@ def test_a_chain_is_submitted_one_after_another(cluster):
 def test_a_single_task_is_told_as_one(cluster):
     """One task comes after no other, and a limit in Slurm's longer notation is told as it was given."""
     assert "job 100: 1 task, for at most 1:30:00\n" in told(submit("-t", "1:30:00", "--tasks", "1"))
+
+
+def test_a_long_chain_is_told_in_one_line(cluster):
+    """Of many jobs the first and the last number are told."""
+    assert "submitted  jobs 100 … 129: one after another" in told(submit("-t", "1", "--chain", "30"))
 
 
 def test_one_job_requeues_itself(cluster):
@@ -366,6 +373,20 @@ def test_what_sbatch_says_is_passed_on(cluster):
     result = submit("-t", "1")
     assert result.exit_code == 13
     assert "Invalid account" in result.stderr
+    assert not os.path.exists("runs/digits")
+
+
+def test_a_script_that_cannot_be_written_leaves_nothing_behind(cluster, monkeypatch):
+    """On a full disk nothing is submitted, and neither a directory nor half a script stays."""
+
+    def refuse(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:10])
+        raise StorageError("Cannot write: No space left on device.", errno=28, path=path, operation="write")
+
+    monkeypatch.setattr(files, "create_file", refuse)
+    assert submit("-t", "1").exit_code == 10
+    assert cluster.calls == []
     assert not os.path.exists("runs/digits")
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from holdfast import stage
 from holdfast.cli import text
 from holdfast.cli.options import command, json_option, print_json
 from holdfast.cli.progress import reading
-from holdfast.errors import DamagedError, FormatError
+from holdfast.errors import DamagedError, FormatError, StorageError
 from holdfast.mirrors.transfer import JOBS, Item
+from holdfast.objects import urls
 from holdfast.pulling import Pull
 from holdfast.pushing import Push
 
@@ -66,6 +69,9 @@ def push_command(
     All whole ones, unless --only says which. What is there with the same digests is not sent, each block is checked on
     its way, nothing is ever deleted there. Interrupted, the same command goes on where it was.
     """
+    if stage.current() is not None and not dry_run:
+        click.echo("holdfast: this is a rehearsal: nothing is pushed", err=True)
+        dry_run = True
     push = Push(run, url, _words(only))
     ctx.exit(_carry(push, push.run, push.url, dry_run=dry_run, jobs=jobs, as_json=as_json))
 
@@ -116,15 +122,22 @@ def _carry(
         if item.status not in ("waiting", "there"):
             _print(item)
     if not dry_run:
+        moved: deque[bool] = deque(maxlen=1)
         verb = "pushing" if isinstance(what, Push) else "pulling"
         try:
-            with reading(verb, sum(item.size for item in waiting)) as progress:
-                what.go(jobs, progress, ended, **more)
-        except KeyboardInterrupt:
-            click.echo(
-                "holdfast: what was copied stays; the same command goes on where it was.",
-                err=True,
-            )
+            total, distant = sum(item.size for item in waiting), urls.is_url(what.url)
+            with reading(verb, total, distant=distant) as progress:
+
+                def tell(count: int) -> None:
+                    moved.append(True)
+                    progress(count)
+
+                what.go(jobs, tell, ended, **more)
+        except (KeyboardInterrupt, StorageError):
+            if moved:
+                click.echo(
+                    "holdfast: what was copied stays; the same command goes on where it was.", err=True
+                )
             raise
     if as_json:
         print_json(_json(what, source, target, dry_run=dry_run))

@@ -154,7 +154,7 @@ def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="REF names a checkpoint: a path, RUN (the newest clean one), RUN@best, RUN@latest, RUN@step=4690, "
-    "RUN@epoch=3, RUN@seq=12 or RUN@-2. Each command has --help.",
+    "RUN@epoch=3, RUN@seq=12 or RUN@-2; or a URL in the place of the path, s3://bucket/run@best. Each command has --help.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from holdfast.jobs.script import Plan
 
 _WORDS = "holdfast.sbatch"
+_FEW = 5
 
 
 class _Submit(click.Command):
@@ -152,7 +153,8 @@ def _print(plan: Plan, submission: Submission, run: str) -> None:
     elif plan.mode == "array":
         what = f"{jobs[0]}: {text.plural(plan.tasks, 'task')}, one after another{each}"
     elif plan.mode == "chain":
-        what = f"{' '.join(jobs)}: one after another{each}"
+        numbers = " ".join(jobs) if len(jobs) <= _FEW else f"{jobs[0]} … {jobs[-1]}"
+        what = f"{numbers}: one after another{each}"
     else:
         what = f"{jobs[0]}: started again until the training is complete{each}"
     logs = submitting.log_files(plan, jobs) or [submitting.log_form(plan)]

@@ -85,6 +85,7 @@ def known_of(
     name = (group.submission.options.get("job-name") if group.submission is not None else None) or ""
     if group.array:
         return _of_array(group, form, name, ended, launches, records, answered, alive)
+    asked = set(questions(group, ended)) if answered else ()
     by_job = {record.id: record for record in records}
     last_end = {end.job: end for end in ended}
     last_launch = {launch.job: launch for launch in launches}
@@ -95,7 +96,7 @@ def known_of(
             job=job,
             log=_log(by_job.get(job), last_launch.get(job), fill(form, job=job, name=name)),
             record=by_job.get(job),
-            answered=answered and (group.submission is not None or job == group.jobs[-1]),
+            answered=job in asked,
             ended=last_end.get(job),
             launch=last_launch.get(job),
             alive=alive(job, None),

@@ -205,10 +205,10 @@ def submit(plan: Plan, argv: Sequence[str], *, environ: Mapping[str, str] = os.e
         if line is not None:
             logger.warning("%s", line)
     fresh = not os.path.lexists(plan.run)
-    path = record.write_script(plan.run, plan.submission, text)
     visible = sbatch.environment(values(plan.options), environ)
     jobs: list[str] = []
     try:
+        path = record.write_script(plan.run, plan.submission, text)
         for number in range(1, (plan.tasks if plan.mode == "chain" else 1) + 1):
             after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
             arguments = [str(number)] if plan.mode == "chain" else []

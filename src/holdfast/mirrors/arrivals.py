@@ -73,6 +73,8 @@ class Arrivals:
         """Takes over what earlier holders had begun."""
         others = [os.path.join(self.run, name) for name in left_in(self.run)]
         others = [path for path in others if path != self.path]
+        if os.path.islink(self.path):
+            files.remove_file(self.path)  # a stranger's; what it leads to is left alone
         if os.path.isdir(self.path):
             pass
         elif others and not os.path.islink(others[-1]) and not others[-1].endswith(_GONE):

@@ -13,53 +13,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from holdfast.errors import (
-    DamagedError,
-    HoldfastError,
-    NotFoundError,
-    StorageError,
-    UsageError,
-    storage_error,
-)
+from holdfast.errors import DamagedError, NotFoundError, StorageError, UsageError
 from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
-from holdfast.mirrors.place import Part, taken
+from holdfast.mirrors.place import Part, steadied, taken
 from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
-from holdfast.store.distant import Ahead
+from holdfast.store.distant import Ahead, DistantSource, Seen
 from holdfast.store.entry import Entry
 
 _Sizes = Mapping[str, int]
-
-
-class BucketSource:
-    """A checkpoint in an object store, to be read from.
-
-    Args:
-        objects: its files.
-        sizes: bytes of each, as far as they are known.
-
-    """
-
-    def __init__(self, objects: Objects, sizes: _Sizes) -> None:
-        self.path = objects.url
-        self._objects, self._sizes = objects, sizes
-
-    def small(self, file: str, limit: int) -> bytes:
-        return self._objects.small(file, limit)
-
-    def read(self, file: str, into: memoryview, offset: int) -> int:
-        if offset >= self._sizes.get(file, offset + 1):
-            return 0  # where a file ends needs no request
-        return self._objects.read(file, into, offset)
 
 
 class _Held:
@@ -122,32 +92,6 @@ class BucketTarget:
         """Each file was durable when it was finished."""
 
 
-class _Seen(NamedTuple):
-    """What lay below the prefix at one moment: for each name the files with their sizes, and the marks."""
-
-    files: dict[str, dict[str, int]]
-    marks: dict[str, set[str]]
-
-    @classmethod
-    def of(cls, listed: _Sizes) -> _Seen:
-        seen = cls({}, {catalog.PINS: set(), catalog.ABANDONED: set()})
-        for text, size in listed.items():
-            folder, _, file = text.partition("/")
-            if folder in seen.marks:
-                seen.marks[folder].add(file)
-            elif file and "/" not in file and naming.parse_checkpoint_name(folder) is not None:
-                seen.files.setdefault(folder, {})[file] = size
-        return seen
-
-
-class _Silent(OSError):  # noqa: N818 (never seen outside: `steady` raises what it holds)
-    """The store did not say what a manifest is: other than damage, that is no reason to pass a checkpoint over."""
-
-    def __init__(self, error: StorageError) -> None:
-        super().__init__(error.errno, str(error))
-        self.error = error
-
-
 class Bucket:
     """A mirror in an object store.
 
@@ -162,7 +106,7 @@ class Bucket:
         self._found: bytes | None = None
         """The run.json that lies there."""
         self._book: RunBook | None = None
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._reader = Reader()
         self._known: dict[str, tuple[_Sizes, Entry]] = {}
         self._held: dict[str, bytes] = {}
@@ -233,10 +177,7 @@ class Bucket:
 
     def _manifest(self, name: str, sizes: _Sizes, ahead: Ahead, path: str, limit: int) -> bytes:
         """The manifest of a checkpoint; one that lacks a file, or the end of one, is damaged: it is copied once more."""
-        try:
-            data = self._held.pop(name, None) or ahead(path, limit)
-        except StorageError as error:
-            raise _Silent(error) from None
+        data = self._held.pop(name, None) or ahead(path, limit)
         for file, listed in decode_manifest(data, path).files.items():
             size = sizes.get(file)
             if size is None:
@@ -245,16 +186,16 @@ class Bucket:
                 raise damage.wrong_size(f"{self.url}/{name}", file, listed.size, size)
         return data
 
-    def _look(self) -> _Seen:
-        self._seen = _Seen.of(self._objects.names())
+    def _look(self) -> Seen:
+        self._seen = Seen.of(self._objects.names())
         return self._seen
 
-    def _last_seen(self) -> _Seen:
+    def _last_seen(self) -> Seen:
         return self._seen or self._look()
 
-    def source(self, name: str) -> BucketSource:
-        sizes = self._seen.files.get(name, {}) if self._seen is not None else {}
-        return BucketSource(self._objects.below(name), sizes)
+    def source(self, name: str) -> DistantSource:
+        sizes = self._seen.files.get(name) if self._seen is not None else None
+        return DistantSource(self._objects.below(name), sizes)
 
     # -- changing ----------------------------------------------------------------------------------
 
@@ -330,16 +271,5 @@ class Bucket:
     def leave(self) -> None:
         """What was begun stays for the next writer; nothing else is hidden there."""
 
-    @contextlib.contextmanager
-    def steady(self) -> Iterator[None]:
-        silent: StorageError | None = None
-        try:
-            yield
-        except _Silent as error:
-            silent = error.error
-        except OSError as error:
-            if isinstance(error, HoldfastError):
-                raise
-            raise storage_error(error, self.url, "use the mirror") from error
-        if silent is not None:
-            raise silent from None
+    def steady(self) -> contextlib.AbstractContextManager[None]:
+        return steadied(self.url)

@@ -18,6 +18,7 @@ from holdfast.mirrors.copying import Copied
 from holdfast.mirrors.mirror import Mirror
 from holdfast.mirrors.plan import Offer
 from holdfast.mirrors.state import State, other_run
+from holdfast.objects import urls
 from holdfast.payload.source import Source
 from holdfast.policy.keep import Keep, Record, best_of
 from holdfast.store import book, catalog, retention
@@ -237,7 +238,9 @@ def _fetch(
     sources = [states[number].place.source(name) for number in offer.places]
     url = states[offer.places[0]].place.url
     try:
-        with meter.measuring(f"fetching {name}", offer.record.size, logger.info) as tell:
+        distant = any(urls.is_url(states[number].place.url) for number in offer.places)
+        worth = meter.WORTH_SHOWING_DISTANT if distant else meter.WORTH_SHOWING
+        with meter.measuring(f"fetching {name}", offer.record.size, logger.info, worth) as tell:
             copied = bring(sources, area, name, offer.record.size, tell)
     except (DamagedError, FormatError, NotFoundError):
         area.forget(name)

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import glob
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from holdfast import files
 from holdfast.errors import (
@@ -21,10 +21,9 @@ from holdfast.errors import (
     NotFoundError,
     StorageError,
     UsageError,
-    storage_error,
 )
 from holdfast.mirrors.listing import Listing
-from holdfast.mirrors.place import taken
+from holdfast.mirrors.place import steadied, taken
 from holdfast.payload import damage
 from holdfast.payload.source import FolderSource
 from holdfast.store import book, catalog, retention
@@ -46,6 +45,8 @@ class FolderTarget:
         self.path = path
 
     def begin(self, names: Collection[str]) -> None:
+        if os.path.islink(self.path) or os.path.isfile(self.path):
+            files.remove_file(self.path)  # a stranger's; what it leads to is left alone
         try:
             files.make_new_directory(self.path)
         except StorageError as error:
@@ -263,14 +264,8 @@ class Folder:
             if not self._inside():
                 files.remove_empty_directory(self._own)
 
-    @contextlib.contextmanager
-    def steady(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, HoldfastError):
-                raise
-            raise storage_error(error, self.url, "use the mirror") from error
+    def steady(self) -> contextlib.AbstractContextManager[None]:
+        return steadied(self.url)
 
 
 def _refuse_written(path: str) -> None:

@@ -265,6 +265,7 @@ class Mirroring:
                 path=place.url,
                 operation="look at",
             )
+        self._lease.check()
         place.enter(files.read_file(os.path.join(self._run, book.RUN_FILE), _BOOK_LIMIT))
         state.reached = True
         throttle = Throttle(state.mirror.limit_bytes)
@@ -272,6 +273,7 @@ class Mirroring:
         while True:
             local, there = self._local.scan(), place.entries()
             state.saw(there)
+            self._lease.check()
             self._mark(state, local, there, own.rewound)
             offered = [entry.record() for entry in local if entry.folder not in state.damaged]
             lacking = plan.lacking(state.keep, offered, [e.record() for e in there if e.whole])

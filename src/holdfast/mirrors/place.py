@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from holdfast.errors import UsageError
+from holdfast.errors import HoldfastError, UsageError, storage_error
 from holdfast.payload.source import Source
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -126,3 +126,14 @@ def taken(url: str, own: str, found: str) -> UsageError:
         expected=own,
         found=found,
     )
+
+
+@contextlib.contextmanager
+def steadied(url: str) -> Iterator[None]:
+    """Errors of the system in the block become a `StorageError` that names a place."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HoldfastError):
+            raise
+        raise storage_error(error, url, "use the mirror") from error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from holdfast.errors import HoldfastError
 from holdfast.mirrors.crew import Crew, Room, Write
+from holdfast.objects import urls
 
 JOBS = 4
 """Blocks that are on their way at the same time, unless somebody asks for more or fewer."""
+_QUESTIONS = 16
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,6 +37,19 @@ class Item:
     sent: int = 0
     found: int = 0
     problem: HoldfastError | None = None
+
+
+def ask(questions: Iterable[Callable[[], object]], url: str) -> None:
+    """Asks a place many things: side by side where each answer takes its time on the way, else one after the other."""
+    crew = Crew(_QUESTIONS if urls.is_url(url) else 0)
+    try:
+        crew.start([functools.partial(_ask, question) for question in questions]).wait()
+    finally:
+        crew.close()
+
+
+def _ask(question: Callable[[], object], _: Room) -> None:
+    question()
 
 
 class _Stopped(Exception):  # noqa: N818 (no error: the caller has one)

@@ -81,6 +81,16 @@ class Objects:
         """The objects below a further prefix."""
         return Objects(self.address._replace(prefix=self.address.key(prefix)), self._stores, self._check)
 
+    def heeding(self, check: Check) -> Objects:
+        """The same objects; whoever waits for them can be called away by another check as well."""
+        own = self._check
+
+        def both() -> None:
+            own()
+            check()
+
+        return Objects(self.address, self._stores, both)
+
     # -- looking -----------------------------------------------------------------------------------
 
     def names(self, prefix: str = "", most: int | None = None) -> dict[str, int]:
@@ -103,6 +113,7 @@ class Objects:
                         found[item["path"][start:]] = item["size"]
                 if most is not None and len(found) >= most:
                     break
+            found.pop("", None)  # the prefix itself, which consoles make and show as a folder
             return found
 
         return dict(sorted(self._run(work, "list", prefix, BULK).items()))

@@ -66,6 +66,7 @@ class Call(Generic[_T]):
         retries: seconds after which none is begun any more.
         check: called again and again by whoever waits; may raise, to be called away.
         translate: makes the error to raise of the client's.
+        after: called when it has ended, whoever waits for it or not: nobody reads its bytes any more.
 
     """
 
@@ -76,9 +77,10 @@ class Call(Generic[_T]):
         retries: float,
         check: Callable[[], object],
         translate: Callable[[BaseException], HoldfastError],
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         self._work, self._seconds, self._retries = work, seconds, retries
-        self._check, self._translate = check, translate
+        self._check, self._translate, self._after = check, translate, after
         self._ticket, self._cancelled = Ticket(), threading.Event()
         self._value: list[_T] = []
         self._started = self._attempt = time.monotonic()
@@ -86,6 +88,7 @@ class Call(Generic[_T]):
         try:
             thread.start()
         except RuntimeError as error:  # the interpreter is ending
+            after()
             raise StorageError(
                 f"No request to an object store can be begun any more: {error}.", operation="ask"
             ) from None
@@ -133,9 +136,9 @@ class Call(Generic[_T]):
             if self._value or failure is not None:
                 break
             pause = min(2 * pause, _LONGEST_PAUSE)
-        self._ticket.finish(
-            failure
-        )  # outside of the except block: the client's error may quote what was signed
+        self._after()
+        # Outside of the except block: the client's error may quote what was signed.
+        self._ticket.finish(failure)
 
 
 class Amazon:
@@ -155,7 +158,13 @@ class Amazon:
         return self.objects.address.key(name)
 
     def begin(
-        self, method: str, name: str, operation: str, data: memoryview | None = None, **words: Any
+        self,
+        method: str,
+        name: str,
+        operation: str,
+        data: memoryview | None = None,
+        after: Callable[[], None] = lambda: None,
+        **words: Any,
     ) -> Call[Any]:
         """Begins a call.
 
@@ -164,9 +173,10 @@ class Amazon:
             name: the object that it is about.
             operation: what an error says was tried.
             data: the body.
+            after: called when it has ended, and nobody reads the body any more.
             words: the method's arguments, beside those for the bucket and the body.
 
-        """  # fmt: skip
+        """
         bulk = data is not None
         address, server = self.objects.address, self.objects._stores.server
 
@@ -180,6 +190,7 @@ class Amazon:
             stores.BULK_RETRIES if bulk else stores.QUICK_RETRIES,
             self.objects._check,
             lambda error: stores.heed(refusal(error, address, operation, name, server)),
+            after,
         )
 
     def ask(self, method: str, name: str, operation: str, **words: Any) -> Any:

@@ -1,19 +1,21 @@
 """A large file on its way into S3, in parts; one that was interrupted goes on by part.
 
 A part that an earlier attempt left is recognised by its size and its etag, the MD5 of its bytes, and not sent
-again. Where etags are something else, as with SSE-KMS, all parts are. Memory: `AT_ONCE` + 1 parts, 80 MiB for files
-up to 156 GiB.
+again. Where etags are something else, as with SSE-KMS, all parts are. Memory: `HELD` parts for all files of the
+process together, 128 MiB for files up to 156 GiB, of which one file has `AT_ONCE` + 1 at most.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import hashlib
 import zlib
 from typing import Any, NamedTuple
 
 from holdfast.errors import StorageError, UsageError
+from holdfast.objects import buffers
 from holdfast.objects.access import DIGEST, Objects
 from holdfast.objects.amazon import Amazon, Call
 from holdfast.objects.parts import AT_ONCE, part_size
@@ -30,7 +32,6 @@ class _Left(NamedTuple):
 
 class _Sending(NamedTuple):
     number: int
-    buffer: bytearray
     md5: str | None
     crc32: str
     call: Call[Any]
@@ -53,7 +54,6 @@ class Multipart:
         self._amazon = Amazon(objects)
         self._done = self._filled = 0
         self._buffer: bytearray | None = None
-        self._free: list[bytearray] = []
         self._sending: list[_Sending] = []
         self._upload: str | None = None
         self._left: dict[int, _Left] = {}
@@ -105,7 +105,6 @@ class Multipart:
             )
         self._await_room(0)
         self._complete()
-        self._free.clear()
         self._verify()
 
     def close(self) -> None:
@@ -113,14 +112,15 @@ class Multipart:
         for sending in self._sending:
             sending.call.cancel()
         self._sending.clear()
-        self._free.clear()
-        self._buffer = None
+        if self._buffer is not None:
+            buffers.shared.give(self._buffer)
+            self._buffer = None
 
     # -- parts -------------------------------------------------------------------------------------
 
     def _take_buffer(self) -> bytearray:
         self._await_room(AT_ONCE)
-        return self._free.pop() if self._free else bytearray(min(self._step, self._size))
+        return buffers.shared.take(self._step, self._objects._check, first=not self._sending)
 
     def _await_room(self, most: int) -> None:
         """Waits until at most so many parts are on their way.
@@ -142,7 +142,6 @@ class Multipart:
                 failure = failure or error
                 answer = None
             self._sending.remove(sending)
-            self._free.append(sending.buffer)
             if answer is not None:
                 etag = answer["ETag"].strip('"')
                 self._md5 = self._md5 and sending.md5 in (None, etag)
@@ -156,23 +155,28 @@ class Multipart:
             self._parts[number]["ChecksumCRC32"] = crc32
 
     def _pass_on(self, buffer: bytearray, length: int) -> None:
-        """Sends a part on its way, unless it lies there."""
+        """Sends a part on its way, unless it lies there; the buffer is given back in any case."""
         if self._upload is None:
-            self._take_up()
+            try:
+                self._take_up()
+            except BaseException:
+                buffers.shared.give(buffer)
+                raise
         number = (self._done - 1) // self._step + 1
         data = memoryview(buffer)[:length]
         left, crc32 = self._left.get(number), _crc32(data)
         md5 = _md5(data) if left is not None or number == 1 else None
         if left is not None and left == (length, md5):
-            self._free.append(buffer)
+            buffers.shared.give(buffer)
             self.found += length
             self._note(number, left.etag, crc32)
             return
         words = {"Key": self._key, "UploadId": self._upload, "PartNumber": number}
         if self._checked:
             words["ChecksumCRC32"] = crc32
-        call = self._amazon.begin("upload_part", self._name, "write", data, **words)
-        self._sending.append(_Sending(number, buffer, md5, crc32, call))
+        give_back = functools.partial(buffers.shared.give, buffer)
+        call = self._amazon.begin("upload_part", self._name, "write", data, give_back, **words)
+        self._sending.append(_Sending(number, md5, crc32, call))
 
     # -- the upload --------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ import math
 PART_SIZE = 16 << 20
 MOST_PARTS = 10_000
 AT_ONCE = 4
-"""Parts that are on their way at the same time; each is held in memory."""
+"""Parts of one file that are on their way at the same time; each is held in memory."""
+HELD = 8
+"""The same for all files of a process together, where they go to S3."""
 
 
 def part_size(size: int) -> int:

@@ -38,9 +38,9 @@ class DistantFile:
 
     distant: Literal[True] = True
 
-    def __init__(self, url: str, file: str, size: int) -> None:
-        self.path = f"{url}/{file}"
-        self._objects, self._file, self._size = Objects.at(url, self._check), file, size
+    def __init__(self, objects: Objects, file: str, size: int) -> None:
+        self.path = f"{objects.url}/{file}"
+        self._objects, self._file, self._size = objects.heeding(self._check), file, size
         self._abandoned = self._short = False
 
     def size(self) -> int:
@@ -64,18 +64,23 @@ class DistantFile:
 
 
 class DistantSource:
-    """The files directly below a URL."""
+    """The files directly below a URL.
+
+    Args:
+        objects: they.
+        sizes: bytes of each, where they were listed before.
+
+    """
 
     crew: Crew = "network"
     distant = True
 
-    def __init__(self, url: str) -> None:
-        self._objects = Objects.at(url)
-        self.path = self._objects.url
-        self._listed: Mapping[str, int] | None = None
+    def __init__(self, objects: Objects, sizes: Mapping[str, int] | None = None) -> None:
+        self.path = objects.url
+        self._objects, self._listed = objects, sizes
 
     def exists(self) -> bool:
-        return holds(self.path, CHECKPOINT_FILE)
+        return _has(self._objects, CHECKPOINT_FILE)
 
     def names(self) -> list[str]:
         self._listed = self._objects.names()
@@ -98,16 +103,22 @@ class DistantSource:
         return data
 
     def read(self, file: str, into: memoryview, offset: int) -> int:
+        if self._listed is not None and offset >= self._listed.get(file, offset + 1):
+            return 0  # where a file ends needs no request
         return self._objects.read(file, into, offset)
 
     def open(self, file: str) -> DistantFile:
-        return DistantFile(self.path, file, self.size(file))
+        return DistantFile(self._objects, file, self.size(file))
 
 
 def holds(url: str, name: str) -> bool:
     """Whether there is an object of that name below a URL; `StorageError` when the store does not say."""
+    return _has(Objects.at(url), name)
+
+
+def _has(objects: Objects, name: str) -> bool:
     try:
-        Objects.at(url).size(name)
+        objects.size(name)
     except NotFoundError:
         return False
     return True
@@ -239,9 +250,9 @@ def _below(objects: Objects) -> list[Objects]:
 
 
 def _kind(objects: Objects) -> str | None:
-    if holds(objects.url, book.RUN_FILE):
+    if _has(objects, book.RUN_FILE):
         return "run"
-    return "checkpoint" if holds(objects.url, CHECKPOINT_FILE) else None
+    return "checkpoint" if _has(objects, CHECKPOINT_FILE) else None
 
 
 def _each(things: Sequence[_One], ask: Callable[[_One], _Answer]) -> list[_Answer]:
@@ -259,7 +270,7 @@ def pin(url: str, name: str) -> None:
     """Keeps a checkpoint of the run at a URL; `NotFoundError` when it was deleted meanwhile."""
     objects = Objects.at(url)
     objects.put(f"{PINS}/{name}", b"")
-    if not holds(url, f"{name}/{CHECKPOINT_FILE}"):
+    if not _has(objects, f"{name}/{CHECKPOINT_FILE}"):
         unpin(url, name)
         raise NotFoundError(
             f"{url}/{name} is gone, so it was not pinned: it was deleted meanwhile. Next: holdfast ls {url}",

@@ -43,7 +43,8 @@ def local(place: str | os.PathLike[str], what: str, remedy: str = "") -> str:
 def source_of(path: str) -> Readable:
     """The files in a directory, or below a URL, absolute as `absolute` gives it."""
     if urls.is_url(path):
+        from holdfast.objects.access import Objects
         from holdfast.store.distant import DistantSource
 
-        return DistantSource(path)
+        return DistantSource(Objects.at(path))
     return FolderSource(path)
