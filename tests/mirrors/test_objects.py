@@ -17,6 +17,7 @@ from holdfast.objects import stores, urls
 from holdfast.objects.access import Facts, Objects
 from holdfast.objects.parts import MOST_PARTS, PART_SIZE, part_size
 from holdfast.objects.upload import Upload
+from holdfast.store import catalog
 
 SECRETS = ("planted+secret/key", "PASSWORD", "TOKEN")
 
@@ -306,14 +307,14 @@ def test_what_is_asked_when_the_process_ends(bucket):
     """A request that comes after the loop was ended, from a handler of the script, is refused and does not wait."""
     script = """
 import atexit
-from holdfast.objects.access import Objects
-objects = Objects.at("s3://BUCKET/a")
 @atexit.register
 def late():
     try:
         objects.names()
     except Exception as error:
         print(error)
+from holdfast.objects.access import Objects
+objects = Objects.at("s3://BUCKET/a")
 objects.names()
 """.replace("BUCKET", bucket)
     done = subprocess.run(
@@ -350,3 +351,21 @@ def test_an_endpoint_with_an_address_of_version_6(bucket, monkeypatch):
     """It is shown as it is: nothing in it is a secret."""
     assert urls.redacted("http://[::1]:9000/path") == "http://[::1]:9000/path"
     assert "se+cret" not in urls.redacted("http://me:se+cret@[::1]:9000")
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise ValueError"])
+def test_a_script_that_ends_without_close(end, bucket, tmp_path):
+    """Its mirror is brought up to date in time, without a word and with its own exit code: the way is still open then."""
+    script = f"""
+import sys, holdfast
+run = holdfast.Run({str(tmp_path / "run")!r}, mirrors=["s3://{bucket}/a"], every=holdfast.Every(steps=1))
+for step in run.steps(3):
+    run.state["x"] = step
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(end, 1)
+    assert "warning" not in done.stderr
+    assert catalog.scan(f"s3://{bucket}/a")[-1].name.step == 3

@@ -11,10 +11,10 @@ would hang.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import collections
 import contextlib
 import contextvars
+import functools
 import os
 import threading
 import time
@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from holdfast.errors import StorageError, UsageError
+from holdfast.lastly import lastly
 from holdfast.payload.threads import Ticket
 
 _STEP = 0.1
@@ -144,7 +145,7 @@ def _running_loop() -> asyncio.AbstractEventLoop:
                     f"No request to an object store can be begun any more: {error}.", operation="ask"
                 ) from None
             _loop = loop
-            atexit.register(_end, loop, thread)
+            lastly(functools.partial(_end, loop, thread))
         return _loop
 
 
