@@ -27,8 +27,6 @@ from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 from holdfast.store.lease import Lease
 
-_OVERHEAD = 1 << 20
-
 
 class Pull:
     """What is to be taken from a place into a run; `go` does it.
@@ -69,7 +67,7 @@ class Pull:
             ask([entry.read for entry in self._there], self.url)
             left = self._left_behind(own)
             self._entries = (
-                choice.choose(self._there, choice.keep_of(self._found, self.url), only, self.url)
+                choice.choose(self._there, catalog.keep_of(self._found, self.url), only, self.url)
                 if only
                 else [entry for entry in self._there if entry.folder not in left]
             )
@@ -123,7 +121,7 @@ class Pull:
     def waiting(self) -> list[Item]:
         """What is to be fetched, in the order in which it is: what a launch resumes from, the best, then the newer first."""
         ranked = [entry.folder for entry in catalog.newest(self._entries)][:1]
-        keep = choice.keep_of(self._found, self.url)
+        keep = catalog.keep_of(self._found, self.url)
         best = retention.best_record(keep, self._entries) if keep is not None and keep.metric else None
         ranked += [best.name] if best is not None else []
         waiting = [item for item in reversed(self.items) if item.status == "waiting"]
@@ -221,7 +219,7 @@ class Pull:
         waiting = self.waiting
         needed = sum(max(0, item.size - arrivals.held_in(self.run, item.name)) for item in waiting)
         if waiting:
-            storage.check_room(self.run, needed + _OVERHEAD, "pull")
+            storage.check_room(self.run, needed, "pull")
 
     def _point_links(self, session: Session) -> None:
         entries = catalog.scan(self.run)

@@ -36,8 +36,6 @@ from holdfast.store import book, catalog
 from holdfast.store.entry import Entry
 from holdfast.store.lease import living_holder
 
-_OVERHEAD = 1 << 20
-
 
 class Push:
     """What is to be copied from a run to a place; `go` does it.
@@ -70,7 +68,7 @@ class Push:
         there = {entry.folder: entry for entry in self.place.entries()} if self._found is not None else {}
         self._highest = max((entry.sequence for entry in there.values()), default=0)
         entries = catalog.scan(self.run)
-        keep = choice.keep_of(self._own, self.run)
+        keep = catalog.keep_of(self._own, self.run)
         self._entries = (
             choice.choose(entries, keep, only, self.run)
             if only
@@ -174,7 +172,7 @@ class Push:
         waiting = self.waiting
         needed = sum(max(0, item.size - place.held(item.name)) for item in waiting)
         if waiting:
-            storage.check_room(self.url, needed + _OVERHEAD, "push")
+            storage.check_room(self.url, needed, "push")
 
     def _carry(self, item: Item, crew: Crew, transfer: Transfer) -> Callable[[], None] | None:
         path = os.path.join(self.run, item.name)

@@ -14,6 +14,7 @@ from holdfast.errors import StorageError, UsageError
 from holdfast.files import Path
 
 _T = TypeVar("_T")
+_OVERHEAD = 1 << 20  # for directories and small files
 
 
 def free_bytes(path: Path) -> int:
@@ -45,7 +46,7 @@ def check_room(path: str, needed: int, verb: str) -> None:
     while not os.path.isdir(existing) and existing != os.path.dirname(existing):
         existing = os.path.dirname(existing)
     free = free_bytes(existing)
-    if free < needed:
+    if free < needed + _OVERHEAD:
         raise StorageError(
             f"There is no room in {path} for the checkpoints to {verb}: they need {needed:,} bytes and {free:,} are free. "
             f"Nothing was copied. Next: free some there, or {verb} fewer (--only newest, --only best).",

@@ -137,16 +137,16 @@ class Training:
             session = Session.open(
                 self.options.path, wait=self.options.wait, say=logger.warning, identify=identify
             )
-            if self.mirroring is None and not session.entries:
-                self._refuse_unfinished(session)
+            if self.mirroring is None:
+                self._look_for_unfinished(session)
             self.session = session
             if self.mirroring is not None:
                 session.last_sequence = max(session.last_sequence, self.mirroring.highest)
         return self.session
 
-    def _refuse_unfinished(self, session: Session) -> None:
+    def _look_for_unfinished(self, session: Session) -> None:
         try:
-            arrivals.refuse_unfinished(session.path)
+            arrivals.look_for_unfinished(session.path, empty=not session.entries)
         except UsageError:
             with contextlib.suppress(StorageError):
                 session.close()

@@ -551,8 +551,8 @@ SAFEGUARDS = [
     Safeguard(
         "nothing is begun beside an unfinished fetch",
         "training.py",
-        "            if self.mirroring is None and not session.entries:\n",
-        "            if False:\n",
+        "            if self.mirroring is None:\n                self._look",
+        "            if False:\n                self._look",
         "tests/mirrors/test_push_pull.py::test_nothing_is_begun_beside_an_unfinished_pull",
     ),
     Safeguard(

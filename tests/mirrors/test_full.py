@@ -86,7 +86,7 @@ def _copy(place):
     disk.fill(40 * MIB)
     for task in (Pull(run, new), Push(run, there)):
         with pytest.raises(
-            StorageError, match="There is no room in .* they need 68,1.* Next: free some"
+            StorageError, match="There is no room in .* they need 67,1.* Next: free some"
         ) as error:
             task.go()
         assert error.value.errno == errno.ENOSPC

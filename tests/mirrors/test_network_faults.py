@@ -96,6 +96,19 @@ def test_what_passes_while_a_lost_run_is_fetched(moto_store, run, brisk, proxied
     assert steps(run) == [2, 3]
 
 
+def test_a_lost_run_begins_nothing_when_its_mirror_fails_midway(moto_store, run, soon, proxied):
+    """A mirror that could be looked at and then fails may hold the lost run: nothing is begun, as with one that is away."""
+    train(run, 2, [url_of(moto_store)])
+    shutil.rmtree(run)
+    proxy = proxied(moto_store)
+    proxy.inject(status(503), method="GET", number=2, times=None)
+    with soon(), pytest.raises(StorageError, match="Nothing was begun"):
+        train(run, 3, [url_of(moto_store)])
+    assert steps(run) == []
+    proxy.heal()
+    assert train(run, 3, [url_of(moto_store)]) == 2
+
+
 def test_pauses_between_attempts_grow(moto_store, run, soon, proxied):
     """A store that asks for slowness is asked again after pauses that grow, not at once and not for ever."""
     train(run, 1)

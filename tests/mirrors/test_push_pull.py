@@ -463,6 +463,17 @@ def test_nothing_is_begun_beside_an_unfinished_pull(run, arch, new):
     assert train(new, 1) == 0
 
 
+def test_an_unfinished_pull_is_told_of(run, new, said):
+    """A launch in a run that has some checkpoints, and into which others were being fetched, goes on, and says so."""
+    train(run, 2, size=BIG)
+    Pull(run, new, ["step=1"]).go()
+    killed(f"from holdfast.pulling import Pull; Pull({run!r}, {new!r}).go(jobs=1)")
+    assert train(new, 0, size=BIG) == 1
+    assert "were being fetched into" in said.text
+    Pull(run, new).go()
+    assert steps(new) == [1, 2]
+
+
 def test_ctrl_c_ends_promptly(run, arch):
     """Ctrl-C ends a push at the next block with exit code 130, and says that the same command goes on."""
     train(run, 1, size=BIG)

@@ -292,6 +292,18 @@ def test_damage_that_stays_names_file_block_and_arrays(little, s3, bucket):
     assert all((array == 5).all() for array in target.arrays.values())
 
 
+def test_a_damaged_checkpoint_in_no_run(s3, bucket, between, light):
+    """It has no mirror to be repaired from, and nobody says so."""
+    for name in os.listdir(os.path.join(light, names(light)[0])):
+        s3.upload_file(os.path.join(light, names(light)[0], name), bucket, f"alone/{name}")
+    assert call("verify", f"s3://{bucket}/alone")[0] == 0
+    harm(s3, f"s3://{bucket}/alone/small.safetensors")
+    code, out, _ = call("verify", f"s3://{bucket}/alone")
+    assert (code, out.splitlines()[-1]) == (
+        5, "Next: put a copy of it in its place, or use an older checkpoint.",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["missing", "short", "long"])
 def test_a_file_of_another_size_is_damage(little, s3, bucket, kind):
     """It is found before a byte is written to what is restored."""
@@ -509,6 +521,16 @@ def test_reading_and_repairing_on_each_server(store, tmp_path):
     )
     with pytest.raises(NotFoundError, match="no run or checkpoint"):
         holdfast.open(f"{url}-none")
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "arrays.json"])
+def test_what_arrives_damaged_is_fetched_once_more(mirrored, between, file):
+    """When a lost run comes back from its mirror, damage on the way is no reason to take an older checkpoint."""
+    run, url = mirrored
+    shutil.rmtree(run)
+    between.spoil[f"/{file}"] = 1
+    assert train(run, 0, [url]) == 2
+    assert not any(between.spoil.values())
 
 
 # -- how often a store is asked ----------------------------------------------------------------------------

@@ -53,5 +53,9 @@ def test_a_storm(tmp_path, tried):
         for mirror in mirrors:
             steps(mirror)  # each whole
     assert ended == straight
-    assert steps(mirrors[0]) == steps(mirrors[1]) == steps(run)
+    for place in (run, *mirrors):
+        found = steps(place)
+        # Between the best and the newest there is one more, unless the run was lost when that was in no mirror yet.
+        assert (found[0], found[-1]) == (21, 60), f"{place} has {found}"
+        assert len(found) <= 3, f"{place} has {found}"
     tried("trainings", kills)

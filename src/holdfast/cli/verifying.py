@@ -82,18 +82,20 @@ def verify_command(
 
 def _advice(run: str, mirrors: tuple[str, ...]) -> str:
     """What to do about damage in a run, or in a checkpoint that lies in no run."""
-    if urls.is_url(run):
-        return f"holdfast verify {run} --repair --mirror RUN, where RUN is the directory of the run that it mirrors."
+    if not catalog.is_run(run):
+        return "put a copy of it in its place, or use an older checkpoint."
+    command = f"holdfast verify {run} --repair"
     try:
-        known = mirrors or (book.read_run(run).mirrors if catalog.is_run(run) else None)
+        known = [str(entry.get("url")) for entry in book.read_run(run).mirrors or ()]
     except HoldfastError:
-        known = None
-    if known:
+        known = []
+    # The run.json of a mirror is that of its run.
+    if urls.is_url(run) or (not mirrors and os.path.realpath(run) in map(os.path.realpath, known)):
+        return f"{command} --mirror RUN, where RUN is the directory of the run that it mirrors."
+    if mirrors or known:
         given = "".join(f" --mirror {mirror}" for mirror in mirrors)
-        return f"holdfast verify {run} --repair{given}, which takes what is damaged from its mirrors."
-    if catalog.is_run(run):
-        return f"holdfast verify {run} --repair --mirror PLACE, where there is a copy of it; or use an older checkpoint."
-    return "put a copy of it in its place, or use an older checkpoint."
+        return f"{command}{given}, which takes what is damaged from its mirrors."
+    return f"{command} --mirror PLACE, where there is a copy of it; or use an older checkpoint."
 
 
 def _base(path: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Collection
 
 from holdfast import files
 from holdfast.errors import HoldfastError, StorageError, UsageError
+from holdfast.log import logger
 from holdfast.mirrors.folder import FolderTarget
 from holdfast.store.watch import names_in
 
@@ -38,21 +39,27 @@ def held_in(run: str, name: str) -> int:
     return sum(files.bytes_on_disk(os.path.join(run, place, name)) for place in left_in(run))
 
 
-def refuse_unfinished(run: str) -> None:
-    """Nothing is begun in an empty run into which something was being fetched.
+def look_for_unfinished(run: str, *, empty: bool) -> None:
+    """Nothing is begun in an empty run into which something was being fetched; in any other it is only told.
 
     Raises:
-        UsageError: a fetch was interrupted there.
+        UsageError: a fetch was interrupted there, and the run has no checkpoint yet.
 
     """
     left = left_in(run)
-    if left:
+    if left and empty:
         raise UsageError(
             f"{run} has no checkpoint yet, and some were being fetched into it when that was interrupted; a training that "
             f"began anew there would part from them. Next: the same `holdfast pull` again, or the launch with its "
             f"mirrors, which goes on where it was; or, to begin anew all the same, delete {os.path.join(run, left[0])}.",
             path=run,
             found=left,
+        )
+    if left:
+        logger.warning(
+            "Checkpoints were being fetched into %s when that was interrupted; the training goes on without them. The same "
+            "`holdfast pull` goes on with it.",
+            run,
         )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 
-from holdfast.errors import FormatError, NotFoundError, UsageError
+from holdfast.errors import NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.mirrors.mirror import Mirror, checked
 from holdfast.policy.keep import Keep, best_of
 from holdfast.store import catalog
-from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
 
 WORDS = "best, latest, newest, a checkpoint's name, step=N, epoch=N, seq=N or -N"
@@ -28,17 +26,6 @@ def apart(url: str, run: str) -> str:
     if os.path.realpath(path) == os.path.realpath(run):
         raise UsageError(f"{url} and {run} are the same place; nothing was changed.", found=url)
     return checked([url], run)[0].path
-
-
-def keep_of(book: RunBook, where: str) -> Keep | None:
-    """The Keep that a run.json records."""
-    known = {field.name for field in dataclasses.fields(Keep)}
-    try:
-        return (
-            Keep(**{name: value for name, value in book.keep.items() if name in known}) if book.keep else None
-        )
-    except UsageError as error:
-        raise FormatError(f"{where}: its run.json: {error}", path=where, found=book.keep) from error
 
 
 def choose(entries: Sequence[Entry], keep: Keep | None, words: Sequence[str], where: str) -> list[Entry]:

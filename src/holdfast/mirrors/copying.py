@@ -232,6 +232,8 @@ def _take(
     start: int,
     digest: bytes,
     count: int,
+    *,
+    again: bool = True,
 ) -> None:
     """Reads block `number` of `count` from the first source that has it right; the error of the first one otherwise."""
     first: HoldfastError | None = None
@@ -249,7 +251,15 @@ def _take(
             )
         except HoldfastError as error:
             first = first or error
+    if again and (distant := _once_more(sources, first)):
+        _take(distant, file, number, block, start, digest, count, again=False)
+        return
     raise first if first is not None else NotFoundError(f"There is no source for {file}.", path=file)
+
+
+def _once_more(sources: Sequence[Source], error: HoldfastError | None) -> Sequence[Source]:
+    """Those that are far away, after damage: the way may be at fault."""
+    return [source for source in sources if source.distant] if isinstance(error, DamagedError) else []
 
 
 def _is(data: memoryview, digest: bytes) -> bool:
@@ -258,7 +268,9 @@ def _is(data: memoryview, digest: bytes) -> bool:
     return bool(xxhash.xxh3_128_digest(data) == digest)
 
 
-def _whole_file(sources: Sequence[Source], file: str, listed: SmallFile, limit: int) -> bytes:
+def _whole_file(
+    sources: Sequence[Source], file: str, listed: SmallFile, limit: int, *, again: bool = True
+) -> bytes:
     first: HoldfastError | None = None
     for source in sources:
         try:
@@ -270,6 +282,8 @@ def _whole_file(sources: Sequence[Source], file: str, listed: SmallFile, limit: 
             first = first or damage.damaged(source.path, file, f"is not the file that was written: {error}")
         except HoldfastError as error:
             first = first or error
+    if again and (distant := _once_more(sources, first)):
+        return _whole_file(distant, file, listed, limit, again=False)
     raise first if first is not None else NotFoundError(f"There is no source for {file}.", path=file)
 
 

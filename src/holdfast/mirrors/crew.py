@@ -11,9 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from holdfast.format.safetensors import BLOCK
-from holdfast.payload import staging
+
+if TYPE_CHECKING:
+    from holdfast.payload import staging
 
 Room = Callable[[], memoryview]
 """Gives the thread's own buffer."""
@@ -156,11 +159,15 @@ class _Place:
 
     def buffer(self) -> memoryview:
         if self._buffer is None:
+            from holdfast.payload import staging  # which imports NumPy: a list of checkpoints needs neither
+
             [self._buffer] = staging.pool.take(1)
         return self._buffer.view
 
     def give_back(self) -> None:
         if self._buffer is not None:
+            from holdfast.payload import staging
+
             staging.pool.give([self._buffer])
             self._buffer = None
 

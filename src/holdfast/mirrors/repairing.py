@@ -34,7 +34,7 @@ class _Counted:
     """A source that counts what is read from it."""
 
     def __init__(self, source: Source) -> None:
-        self._source, self.path = source, source.path
+        self._source, self.path, self.distant = source, source.path, source.distant
         self.count = 0
 
     def small(self, file: str, limit: int) -> bytes:

@@ -76,10 +76,12 @@ class Source(Protocol):
 
     Attributes:
         path: its directory or URL, for messages.
+        distant: whether what it gives may have suffered on its way: what is not right is asked for once more.
 
     """
 
     path: str
+    distant: bool
 
     def small(self, file: str, limit: int) -> bytes:
         """The bytes of a file; more than `limit` are a `FormatError`."""
@@ -93,12 +95,10 @@ class Readable(Source, Protocol):
 
     Attributes:
         crew: the threads that read blocks of it.
-        distant: whether what it gives may have suffered on its way: what is not right is asked for once more.
 
     """
 
     crew: Crew
-    distant: bool
 
     def exists(self) -> bool:
         """Whether there is a checkpoint at all, whole or not."""

@@ -285,7 +285,12 @@ def best_entry(run: str, entries: Sequence[Entry]) -> Entry | None:
 
 def run_keep(run: str) -> Keep | None:
     """The Keep that run.json records."""
-    stored = book.read_run(run).keep
+    return keep_of(book.read_run(run), run)
+
+
+def keep_of(owner: book.RunBook, run: str) -> Keep | None:
+    """The Keep that a run.json records; `run` is where it lies, for messages."""
+    stored = owner.keep
     known = {field.name for field in dataclasses.fields(Keep)}
     try:
         return Keep(**{name: value for name, value in stored.items() if name in known}) if stored else None

@@ -139,7 +139,7 @@ class Seen(NamedTuple):
         seen = cls({}, {PINS: set(), ABANDONED: set()})
         for text, size in listed.items():
             folder, _, file = text.partition("/")
-            if folder in seen.marks:
+            if folder in seen.marks and file:
                 seen.marks[folder].add(file)
             elif file and "/" not in file and naming.parse_checkpoint_name(folder) is not None:
                 seen.files.setdefault(folder, {})[file] = size
