@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import os
@@ -17,6 +16,7 @@ from holdfast.drafting import check_note, encode_config
 from holdfast.errors import HoldfastError, NotFoundError, UsageError
 from holdfast.format import names
 from holdfast.format.manifest import Progress
+from holdfast.lastly import at_exit
 from holdfast.log import logger
 from holdfast.mirrors.mirror import Mirror, checked
 from holdfast.objects import urls
@@ -541,5 +541,5 @@ def _forget_in_child() -> None:
     _open_runs.clear()
 
 
-atexit.register(_close_all)
+at_exit(_close_all)
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -219,6 +219,18 @@ def test_lost_after_a_rewind(run, arch):
     assert train(run, 0, [arch], keep=keep) == 2
 
 
+@pytest.mark.parametrize("order", ["known first", "known last"])
+def test_lost_after_a_rewind_that_one_mirror_missed(order, run, arch, tmp_path):
+    """A lost run comes back at what it was rewound to, though one of its mirrors was out of reach then."""
+    keep, other = Keep(last=5), str(tmp_path / "other")
+    train(run, 3, [arch, other], keep=keep)
+    rewinding.rewind(run, f"{run}@step=2", wait=0)
+    train(run, 0, [arch], keep=keep)
+    shutil.rmtree(run)
+    assert train(run, 0, [arch, other] if order == "known first" else [other, arch], keep=keep) == 2
+    assert {name[:6] for name in catalog.marks(other, "abandoned")} == {"000003"}
+
+
 @pytest.mark.parametrize("file", ["state.safetensors", "checkpoint.json"])
 def test_nothing_whole_in_the_mirror_by_its_looks(run, arch, file):
     """A lost run whose mirror has only a checkpoint that was cut short does not begin anew."""

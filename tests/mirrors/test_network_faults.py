@@ -132,6 +132,9 @@ STAYING = [
     (hang(), MANIFEST, "did not answer in time"),
     (lost_answer(), PAYLOAD, "failed on its way"),
     (lost_answer(), MANIFEST, None),
+    (status(301, "PermanentRedirect"), PAYLOAD, "lies in another region"),
+    (status(409, "ConditionalRequestConflict"), MANIFEST, "in conflict with another"),
+    (status(412, "PreconditionFailed"), PAYLOAD, "in conflict with another"),
 ]
 
 

@@ -17,6 +17,7 @@ from holdfast.objects import stores, urls
 from holdfast.objects.access import Facts, Objects
 from holdfast.objects.parts import MOST_PARTS, PART_SIZE, part_size
 from holdfast.objects.upload import Upload
+from holdfast.store import catalog
 
 SECRETS = ("planted+secret/key", "PASSWORD", "TOKEN")
 
@@ -281,3 +282,90 @@ def test_no_secret_is_logged(objects, caplog):
     caplog.set_level(logging.DEBUG)
     objects.put("x", b"1")
     assert not any(secret in caplog.text for secret in SECRETS)
+
+
+def test_a_process_ends_while_the_library_still_speaks(bucket):
+    """One of the library's threads that is still inside the interpreter when the process ends does not abort it."""
+    script = """
+import asyncio, threading, time
+real = asyncio.SelectorEventLoop._write_to_self
+def slow(loop):
+    real(loop)
+    if isinstance(threading.current_thread(), threading._DummyThread):
+        time.sleep(0.3)  # as if it were not let on by the system
+asyncio.SelectorEventLoop._write_to_self = slow
+from holdfast.objects.access import Objects
+print(Objects.at("s3://BUCKET/a").names())
+""".replace("BUCKET", bucket)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "{}\n"), done.stderr
+
+
+def test_what_is_asked_when_the_process_ends(bucket):
+    """A request that comes after the loop was ended, from a handler of the script, is refused and does not wait."""
+    script = """
+import atexit
+@atexit.register
+def late():
+    try:
+        objects.names()
+    except Exception as error:
+        print(error)
+from holdfast.objects.access import Objects
+objects = Objects.at("s3://BUCKET/a")
+objects.names()
+""".replace("BUCKET", bucket)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert "can be begun any more" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9000", "'127.0.0.1:9000' is no endpoint. Expected https://HOST:PORT"),
+        ("AWS_ENDPOINT_URL", "::::", "is no endpoint"),
+        ("AWS_ENDPOINT_URL_S3", "http://", "is no endpoint"),
+        ("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEY\n", "AWS_ACCESS_KEY_ID has a space or a line break in it"),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "planted+secret/key\n",
+            "AWS_SECRET_ACCESS_KEY has a space or a line break in it",
+        ),
+    ],
+)
+def test_settings_that_the_library_panics_at(name, value, said, bucket, monkeypatch, capfd):
+    """They are refused in one sentence that names the variable; the library says nothing, and no value is shown."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError) as caught:
+        Objects.at(f"s3://{bucket}/a").names()
+    assert said in str(caught.value)
+    assert "planted+secret" not in str(caught.value)
+    assert not capfd.readouterr().err
+
+
+def test_an_endpoint_with_an_address_of_version_6(bucket, monkeypatch):
+    """It is shown as it is: nothing in it is a secret."""
+    assert urls.redacted("http://[::1]:9000/path") == "http://[::1]:9000/path"
+    assert "se+cret" not in urls.redacted("http://me:se+cret@[::1]:9000")
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise ValueError"])
+def test_a_script_that_ends_without_close(end, bucket, tmp_path):
+    """Its mirror is brought up to date in time, without a word and with its own exit code: the way is still open then."""
+    script = f"""
+import sys, holdfast
+run = holdfast.Run({str(tmp_path / "run")!r}, mirrors=["s3://{bucket}/a"], every=holdfast.Every(steps=1))
+for step in run.steps(3):
+    run.state["x"] = step
+{end}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(end, 1)
+    assert "warning" not in done.stderr
+    assert catalog.scan(f"s3://{bucket}/a")[-1].name.step == 3

@@ -552,11 +552,11 @@ class Asked:
 @pytest.mark.parametrize("way", ["forwards", "backwards", "one"])
 def test_manifests_are_fetched_ahead_and_once(way):
     """A list fetches each once, several at a time; whoever wants the newest alone fetches no other."""
-    from holdfast.store.distant import _Ahead
+    from holdfast.store.distant import Ahead
 
     objects = Asked()
     folders = [f"{number:06d}" for number in range(200)]
-    ahead = _Ahead(objects, folders)
+    ahead = Ahead(objects, folders)
     wanted = {"forwards": folders, "backwards": folders[::-1], "one": folders[-1:]}[way]
     for number, folder in enumerate(wanted, 1):
         file = f"{folder}/checkpoint.json"

@@ -15,18 +15,18 @@ import errno
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from holdfast.errors import NotFoundError, StorageError, UsageError
+from holdfast.errors import DamagedError, NotFoundError, StorageError, UsageError
 from holdfast.format import names as naming
 from holdfast.format.manifest import CHECKPOINT_FILE, decode_manifest
 from holdfast.format.summary import Reader
-from holdfast.mirrors.place import Part, steadied
+from holdfast.mirrors.place import Part, steadied, taken
 from holdfast.objects import upload as uploading
 from holdfast.objects import urls
 from holdfast.objects.access import Objects
 from holdfast.payload import damage
 from holdfast.store import book, catalog
 from holdfast.store.book import RUN_FILE, RunBook
-from holdfast.store.distant import DistantSource, Seen
+from holdfast.store.distant import Ahead, DistantSource, Seen
 from holdfast.store.entry import Entry
 
 _Sizes = Mapping[str, int]
@@ -103,7 +103,6 @@ class Bucket:
     def __init__(self, url: str) -> None:
         self.url = urls.parse(url).url
         self._check: Callable[[], object] = lambda: None
-        self._connected: Objects | None = None
         self._found: bytes | None = None
         """The run.json that lies there."""
         self._book: RunBook | None = None
@@ -117,9 +116,7 @@ class Bucket:
 
     @property
     def _objects(self) -> Objects:
-        if self._connected is None:
-            self._connected = Objects.at(self.url, self._look_up)
-        return self._connected
+        return Objects.at(self.url, self._look_up)
 
     def heed(self, check: Callable[[], object]) -> None:
         self._check = check
@@ -153,29 +150,34 @@ class Bucket:
         owner = self._book or self.book()
         if owner is None:
             return []
-        found: dict[str, tuple[_Sizes, Entry]] = {}
-        for name, files in seen.files.items():
-            parsed = naming.parse_checkpoint_name(name)
-            if CHECKPOINT_FILE not in files or parsed is None:
-                continue
-            sizes, entry = self._known.get(name, ({}, None))
-            if entry is None or sizes != files or (entry.was_read and not entry.whole):
-                fetch = functools.partial(self._manifest, name, files)
-                entry = Entry(
-                    f"{self.url}/{name}", name, parsed, source=(owner.id, self._reader), fetch=fetch
-                )
+        there = {
+            name: (parsed, files)
+            for name, files in seen.files.items()
+            if CHECKPOINT_FILE in files and (parsed := naming.parse_checkpoint_name(name)) is not None
+        }
+        known = {name: entry for name, (_, files) in there.items() if (entry := self._as_it_was(name, files))}
+        unread = sorted(there.keys() - known.keys(), key=lambda name: (there[name][0].sequence, name))
+        ahead = Ahead(self._objects, unread)
+        for name in unread:
+            parsed, files = there[name]
+            fetch = functools.partial(self._manifest, name, files, ahead)
+            known[name] = Entry(
+                f"{self.url}/{name}", name, parsed, source=(owner.id, self._reader), fetch=fetch
+            )
+        for name, entry in known.items():
             entry.pinned = name in seen.marks[catalog.PINS]
             entry.abandoned = name in seen.marks[catalog.ABANDONED]
-            found[name] = (files, entry)
-        self._known = found
-        return sorted(
-            (entry for _, entry in found.values()), key=lambda entry: (entry.sequence, entry.folder)
-        )
+        self._known = {name: (there[name][1], entry) for name, entry in known.items()}
+        return sorted(known.values(), key=lambda entry: (entry.sequence, entry.folder))
 
-    def _manifest(self, name: str, sizes: _Sizes, path: str, limit: int) -> bytes:
+    def _as_it_was(self, name: str, files: _Sizes) -> Entry | None:
+        """A checkpoint that was seen before and is unchanged; a damaged one is read anew."""
+        sizes, entry = self._known.get(name, ({}, None))
+        return None if entry is None or sizes != files or (entry.was_read and not entry.whole) else entry
+
+    def _manifest(self, name: str, sizes: _Sizes, ahead: Ahead, path: str, limit: int) -> bytes:
         """The manifest of a checkpoint; one that lacks a file, or the end of one, is damaged: it is copied once more."""
-        own = self._held.pop(name, None)
-        data = own or self._objects.small(f"{name}/{CHECKPOINT_FILE}", limit)
+        data = self._held.pop(name, None) or ahead(path, limit)
         for file, listed in decode_manifest(data, path).files.items():
             size = sizes.get(file)
             if size is None:
@@ -197,10 +199,20 @@ class Bucket:
 
     # -- changing ----------------------------------------------------------------------------------
 
-    def enter(self, book: bytes) -> None:
-        if book != self._found:
-            self._objects.put(RUN_FILE, book)
-            self._found = self._book = None
+    def enter(self, data: bytes) -> None:
+        if data == self._found:
+            return
+        begun = self._found is None  # two runs that find a prefix empty do not both begin a mirror there
+        if not self._objects.put(RUN_FILE, data, create=begun):
+            self._refuse_other(data)
+            self._objects.put(RUN_FILE, data)
+        self._found = self._book = None
+
+    def _refuse_other(self, data: bytes) -> None:
+        with contextlib.suppress(DamagedError):
+            own, found = book.decode_run(data, self.url), self.book()
+            if found is not None and found.id != own.id:
+                raise taken(self.url, own.id, found.id)
 
     def target(self, name: str) -> BucketTarget:
         def done(data: bytes) -> None:

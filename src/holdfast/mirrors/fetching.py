@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from holdfast import meter, storage
@@ -63,13 +63,15 @@ def look(
                     state.saw(entries, read=False)
         except (StorageError, DamagedError) as error:
             if empty:
-                raise _unreadable(run, error) from error
+                raise _unreadable(run, error) from None  # it says all that the other one says
             state.problem = str(error)
             logger.warning("The mirror %s cannot be read: %s", url, error)
             continue
         if state.found is not None:
-            if adopted is None and empty and (own is None or (entries and state.found.id != own.id)):
-                adopted = state.found
+            fits = empty and (own is None or bool(entries and state.found.id != own.id))
+            # Of several the one that knows of the last rewind.
+            if fits and (adopted is None or (state.found.rewound or "") > (adopted.rewound or "")):
+                adopted = state.found if adopted is None or adopted.id == state.found.id else adopted
             state.reached = True
     mine = adopted or own
     for state in states:
@@ -92,7 +94,7 @@ def _entries(run: str, state: State, *, needed: bool) -> list[Entry]:
         return state.place.entries()
     except HoldfastError as error:
         if needed:
-            raise _unreadable(run, error) from error
+            raise _unreadable(run, error) from None
         logger.warning("The mirror %s cannot be read: %s", state.place.url, error)
         return []
 
@@ -103,6 +105,21 @@ def _unreadable(run: str, error: HoldfastError) -> HoldfastError:
         f"Nothing was begun. Next: make it readable; or start without this mirror, to begin anew.",
         **error.facts,
     )
+
+
+def _left_behind(states: Sequence[State], there: Mapping[int, Sequence[Entry]]) -> set[str]:
+    """What the last rewind of a lost run left behind, as the mirrors say that know of it; others may have missed it."""
+    rewound = {
+        number: state.found.rewound or "" for number, state in enumerate(states) if state.found is not None
+    }
+    last = max(rewound.values(), default="")
+    return {
+        entry.folder
+        for number, time_of in rewound.items()
+        if time_of == last
+        for entry in there[number]
+        if entry.abandoned
+    }
 
 
 def _newer(state: State, entries: Sequence[Entry], highest: int) -> list[tuple[Record, str]]:
@@ -153,7 +170,7 @@ def catch_up(
 
     """
     there = {number: _entries(run, state, needed=not local) for number, state in enumerate(states)}
-    abandoned = catalog.marks(run, catalog.ABANDONED)
+    abandoned = catalog.marks(run, catalog.ABANDONED) | (set() if local else _left_behind(states, there))
     # By their names: a list may have thousands, and only newer ones are read.
     highest_here = max((entry.sequence for entry in local), default=0)
     newer = {number: _newer(states[number], entries, highest_here) for number, entries in there.items()}

@@ -14,9 +14,16 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from holdfast import files
-from holdfast.errors import FormatError, HoldfastError, NotFoundError, StorageError, UsageError
+from holdfast.errors import (
+    DamagedError,
+    FormatError,
+    HoldfastError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from holdfast.mirrors.listing import Listing
-from holdfast.mirrors.place import steadied
+from holdfast.mirrors.place import steadied, taken
 from holdfast.payload import damage
 from holdfast.payload.source import FolderSource
 from holdfast.store import book, catalog, retention
@@ -122,13 +129,13 @@ class Folder:
 
     # -- changing ----------------------------------------------------------------------------------
 
-    def enter(self, book: bytes) -> None:
+    def enter(self, data: bytes) -> None:
         _refuse_written(self.url)
         files.make_directory(self.url)
         self._take_over()
-        if book != self._book:
-            self._write_book(book)
-            self._book = book
+        if data != self._book:
+            self._write_book(data)
+            self._book = data
 
     def _take_over(self) -> None:
         """Renames what other writers left; the first such directory becomes this writer's own."""
@@ -177,6 +184,11 @@ class Folder:
         with contextlib.suppress(NotFoundError, FormatError):
             if files.read_file(path, _LIMIT) == data:
                 return
+        # Looked at once more: from now on, who takes this place over makes the rename below fail.
+        with contextlib.suppress(DamagedError, NotFoundError):
+            own, found = book.decode_run(data, self.url), book.read_run(self.url)
+            if found.id != own.id:
+                raise taken(self.url, own.id, found.id)
         files.remove_file(scratch)
         files.create_file(scratch, data)
         with files.translated(path, "write"):

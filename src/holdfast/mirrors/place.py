@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from holdfast.errors import HoldfastError, storage_error
+from holdfast.errors import HoldfastError, UsageError, storage_error
 from holdfast.payload.source import Source
 from holdfast.store.book import RunBook
 from holdfast.store.entry import Entry
@@ -84,8 +84,13 @@ class Place(Protocol):
     def source(self, name: str) -> Source:
         """One of its checkpoints."""
 
-    def enter(self, book: bytes) -> None:
-        """Takes over what earlier writers left unfinished, and brings run.json up to date."""
+    def enter(self, data: bytes) -> None:
+        """Takes over what earlier writers left unfinished, and brings run.json up to date.
+
+        Raises:
+            UsageError: another run was begun there since `book` was asked.
+
+        """
 
     def target(self, name: str) -> Target:
         """A checkpoint that is to come; one that was begun before is continued."""
@@ -110,6 +115,17 @@ class Place(Protocol):
 
     def steady(self) -> contextlib.AbstractContextManager[None]:
         """What the storage says in the block becomes errors that name this place."""
+
+
+def taken(url: str, own: str, found: str) -> UsageError:
+    """What is said of a mirror that another run began while this one was about to."""
+    return UsageError(
+        f"The mirror {url} holds another run, begun at this moment: its id is {found}, and that of this run is {own}. "
+        f"Nothing was written. Next: give each run a mirror of its own.",
+        path=url,
+        expected=own,
+        found=found,
+    )
 
 
 @contextlib.contextmanager

@@ -72,6 +72,8 @@ class Objects:
         if connected is None:
             connected = stores.connect(address)  # may take seconds, where it asks for the machine's role
             with _lock:
+                for other in [one for one in _connected if one[2:] == key[2:] and one != key]:
+                    del _connected[other]  # nobody asks for it any more
                 connected = _connected.setdefault(key, connected)
         return cls(address, connected, check)
 
@@ -107,7 +109,8 @@ class Objects:
             stream = obstore.list(self._stores.quick, key or None, chunk_size=1000)
             async for chunk in stream:
                 for item in chunk:
-                    found[item["path"][start:]] = item["size"]
+                    if len(item["path"]) > start:  # else what consoles make for a folder: the prefix itself
+                        found[item["path"][start:]] = item["size"]
                 if most is not None and len(found) >= most:
                     break
             found.pop("", None)  # the prefix itself, which consoles make and show as a folder
@@ -210,16 +213,19 @@ class Objects:
 
         """
         if not create:
-            self._put(name, data, digest, None)
+            try:
+                self._put(name, data, digest, None)
+            except _Exists:
+                raise self._contested(name) from None
             return True
         end, pause = time.monotonic() + stores.QUICK_RETRIES, stores._FIRST_PAUSE
         while True:
-            problem: HoldfastError | None = None
+            problem: StorageError
             try:
                 self._put(name, data, digest, "create")
                 return True
             except _Exists:
-                pass
+                problem = self._contested(name)
             except StorageError as error:
                 if error.facts.get("status") == 501 or error.facts.get("code") in (
                     "NotImplemented",
@@ -234,12 +240,22 @@ class Objects:
                 return False
             except HoldfastError as error:
                 missing = isinstance(error, NotFoundError)
-                passing = problem is not None and bool(problem.facts.get("may_pass"))
-                if not missing or not passing or time.monotonic() + pause > end:
-                    raise (problem or error) from None
+                if not missing or not problem.facts.get("may_pass") or time.monotonic() + pause > end:
+                    raise problem from None
             # What is not there, and what may pass: the library asks only once where the answer counts.
             self._rest(pause)
             pause = min(2 * pause, stores._LONGEST_PAUSE)
+
+    def _contested(self, name: str) -> StorageError:
+        """What is said where the store speaks of another write and there is none to be found."""
+        return StorageError(
+            f"Cannot write {self.url}/{name}: the store says that this is in conflict with another request. Next: does "
+            f"another process write there? Else try again later.",
+            errno=errno.EBUSY,
+            path=f"{self.url}/{name}",
+            operation="write",
+            may_pass=True,
+        )
 
     def _rest(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -328,7 +344,7 @@ class Objects:
                 if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
                     failure = _Exists(f"{self.url}/{name} is there already.", path=f"{self.url}/{name}")
                 else:
-                    failure = refusal(error, self.address, operation, name, self._stores.server)
+                    failure = stores.heed(refusal(error, self.address, operation, name, self._stores.server))
             raise failure  # not in the except block: the library's error would be shown as its context
 
         return translated

@@ -189,7 +189,7 @@ class Amazon:
             stores.BULK_SECONDS if bulk else SILENT_SECONDS,
             stores.BULK_RETRIES if bulk else stores.QUICK_RETRIES,
             self.objects._check,
-            lambda error: refusal(error, address, operation, name, server),
+            lambda error: stores.heed(refusal(error, address, operation, name, server)),
             after,
         )
 
@@ -208,7 +208,9 @@ def _client(objects: Objects) -> Any:
     with _lock:
         client = _clients.get(key)
         if client is None:
-            client = _clients[key] = _connect(objects)
+            client = _connect(objects)
+            _clients.clear()
+            _clients[key] = client
     return client
 
 

@@ -16,6 +16,7 @@ from holdfast.objects.urls import Address
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>|\"reason\": ?\"([A-Za-z0-9]{1,60})\"")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})|status code: (\d{3})|status: (\d{3})")
 _KIND = re.compile(r"kind: (Connect|Timeout|Builder|Request|Decode|Body|Interrupted)\b")
+_NAME = re.compile(r'Path "([^"\n]{1,1024})"')
 _WORD = re.compile(r"[^A-Za-z0-9]")
 _BOTOCORE = {
     "EndpointConnectionError": "Connect",
@@ -71,6 +72,8 @@ class Said(NamedTuple):
         status, code, kind = (pattern.search(text) for pattern in (_STATUS, _CODE, _KIND))
         if "BadScheme" in text:
             return cls(0, "", "BadScheme")
+        if "redirect without LOCATION" in text:  # the library follows all others
+            return cls(301, "", "")
         return cls(
             int(next(filter(None, status.groups()))) if status else 0,
             next(filter(None, code.groups())) if code else "",
@@ -111,7 +114,9 @@ def refusal(error: BaseException, address: Address, operation: str, name: str, s
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError) and said.code not in _BUCKET_CODES and operation != "write":
         return NotFoundError(f"There is no {shown}.", path=shown, candidates=[])
-    number, why, advice = _reason(said, kind, address, server)
+    number, why, advice = (
+        _unlistable(str(error)) if kind == "InvalidPathError" else _reason(said, kind, address, server)
+    )
     return StorageError(
         f"Cannot {operation} {shown}: {why}. {advice}".rstrip(),
         errno=number,
@@ -120,6 +125,17 @@ def refusal(error: BaseException, address: Address, operation: str, name: str, s
         status=said.status or None,
         code=said.code or None,
         may_pass=said.may_pass,
+    )
+
+
+def _unlistable(text: str) -> tuple[int, str, str]:
+    found = _NAME.search(text)
+    which = f", {found[1]!r}" if found else ""
+    why = f"an object there has a name that cannot be listed{which}"
+    return (
+        errno.EINVAL,
+        f"{why}: it has an empty part, '.', '..' or a control character",
+        "Next: delete or rename it with the tools of the store; no object of Holdfast's is named like that.",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -34,9 +35,21 @@ class Stores(NamedTuple):
     """Where it is, as it may be shown."""
 
 
+_refused = 0
+"""How often credentials were refused in this process."""
+
+
 def environment() -> int:
-    """Changes when what the environment says of object stores does."""
-    return hash(tuple(sorted(item for item in os.environ.items() if item[0].startswith(_RELEVANT))))
+    """Changes when what the environment says of object stores does, or when credentials may have been renewed."""
+    relevant = sorted(item for item in os.environ.items() if item[0].startswith(_RELEVANT))
+    return hash((_refused, *relevant))
+
+
+def heed(failure: HoldfastError) -> HoldfastError:
+    """The same; where credentials were refused, the next connection looks for them anew, in their files, say."""
+    global _refused
+    _refused += failure.facts.get("errno") == errno.EACCES
+    return failure
 
 
 def connect(address: Address) -> Stores:
@@ -109,6 +122,19 @@ def _first(*names: str) -> str:
     return next((value for name in names if (value := os.environ.get(name))), "")
 
 
+def _checked(endpoint: str, address: Address) -> str:
+    """An endpoint that the library can take; at some others it panics, which is shown and may end the process."""
+    if endpoint and not re.match(r"https?://[^/?#\s]*[^/?#\s:@]", endpoint, re.IGNORECASE):
+        raise StorageError(
+            f"Cannot use {address.url}: {redacted(endpoint)!r} is no endpoint. Expected https://HOST:PORT or "
+            f"http://HOST:PORT. Next: correct the variable or the profile that names it (docs/mirrors.md).",
+            path=address.url,
+            operation="connect to",
+            errno=errno.EINVAL,
+        )
+    return endpoint
+
+
 class Aws(NamedTuple):
     """What the environment and the files of AWS say: who asks, and whom.
 
@@ -140,6 +166,14 @@ def aws(address: Address) -> Aws:
         raise _not_installed(address, error) from None
     endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     anonymous = _truth("AWS_SKIP_SIGNATURE")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if re.search(r"\s", os.environ.get(name, "")):  # obstore panics at it, or the signature is wrong
+            raise StorageError(
+                f"Cannot use {address.url}: {name} has a space or a line break in it. Next: set it without.",
+                path=address.url,
+                operation="connect to",
+                errno=errno.EINVAL,
+            )
     problem: str | None = None
     try:
         session = botocore.session.get_session()
@@ -158,7 +192,7 @@ def aws(address: Address) -> Aws:
             operation="connect to",
             errno=errno.EACCES,
         )
-    return Aws(session, region or "", endpoint, anonymous)
+    return Aws(session, region or "", _checked(endpoint, address), anonymous)
 
 
 def _s3(address: Address) -> tuple[Any, str]:
@@ -189,7 +223,7 @@ def _s3(address: Address) -> tuple[Any, str]:
 def _gs(address: Address) -> tuple[Any, str]:
     from obstore.store import GCSStore
 
-    base = _first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST")
+    base = _checked(_first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"), address)
     config: Any = {"base_url": base} if base else {}
 
     def make(seconds: float, retries: float) -> Any:
@@ -202,9 +236,8 @@ def _az(address: Address) -> tuple[Any, str]:
     from obstore.store import AzureStore
 
     emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
-    base = _first(
-        "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", *(["AZURITE_BLOB_STORAGE_URL"] if emulator else [])
-    )
+    named = ["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", *(["AZURITE_BLOB_STORAGE_URL"] if emulator else [])]
+    base = _checked(_first(*named), address)
     account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
 
     def make(seconds: float, retries: float) -> Any:

@@ -9,6 +9,7 @@ from holdfast.errors import UsageError
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_VERSION_6 = re.compile(r"^\[[0-9A-Fa-f:.]+\]")
 _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._$-]{0,221}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -47,7 +48,7 @@ def redacted(url: str) -> str:
     server = rest.partition("/")[0]
     if "@" in server or (":" in server and "@" in rest):  # a password may hold a slash
         rest = "…@" + rest.rpartition("@")[2]
-    elif re.search(r":(?!\d+$)", server):
+    elif re.search(r":(?!\d+$)", _VERSION_6.sub("", server)):
         rest = "…"
     return f"{scheme}://{rest}{'?…' if mark else ''}"
 

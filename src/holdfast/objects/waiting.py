@@ -11,18 +11,23 @@ would hang.
 from __future__ import annotations
 
 import asyncio
-import atexit
+import collections
 import contextlib
+import contextvars
+import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from holdfast.errors import StorageError, UsageError
+from holdfast.lastly import lastly
 from holdfast.payload.threads import Ticket
 
 _STEP = 0.1
 _END_SECONDS = 1.0
+_LAST_STEPS = 0.02  # for a thread that left the loop, and has still to let go of the interpreter
 _T = TypeVar("_T")
 
 
@@ -91,9 +96,30 @@ class Request(Generic[_T]):
 
 # -- the loop ------------------------------------------------------------------------------------------
 
+
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop that knows how many threads are bringing it something.
+
+    The library's threads do, and are aborted, with the process, if the interpreter is gone when they want to go on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: collections.deque[None] = collections.deque()
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        self.inside.append(None)
+        try:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        finally:
+            self.inside.pop()
+
+
 _lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-_forked = False
+_loop: _Loop | None = None
+_forked = _ended = False
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -104,8 +130,12 @@ def _running_loop() -> asyncio.AbstractEventLoop:
             f"Next: start it by 'spawn' or 'forkserver', as multiprocessing.get_context('spawn') does."
         )
     with _lock:
+        if _ended:
+            raise StorageError(
+                "No request to an object store can be begun any more: the process is ending.", operation="ask"
+            )
         if _loop is None:
-            loop = asyncio.new_event_loop()
+            loop = _Loop()
             thread = threading.Thread(target=loop.run_forever, name="holdfast-objects", daemon=True)
             try:
                 thread.start()
@@ -115,14 +145,17 @@ def _running_loop() -> asyncio.AbstractEventLoop:
                     f"No request to an object store can be begun any more: {error}.", operation="ask"
                 ) from None
             _loop = loop
-            atexit.register(_end, loop, thread)
+            lastly(functools.partial(_end, loop, thread))
         return _loop
 
 
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+def _end(loop: _Loop, thread: threading.Thread) -> None:
     """Nothing may come back into an interpreter that is being taken apart."""
+    global _ended
     if loop is not _loop:
         return  # this process was forked
+    with _lock:
+        _ended = True
 
     def stop() -> None:
         tasks = asyncio.all_tasks(loop)
@@ -132,7 +165,11 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
 
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(stop)
+    end = time.monotonic() + _END_SECONDS
     thread.join(_END_SECONDS)
+    while loop.inside and time.monotonic() < end:
+        time.sleep(0.002)
+    time.sleep(_LAST_STEPS)
 
 
 def _after_fork() -> None:

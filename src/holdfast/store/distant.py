@@ -161,7 +161,7 @@ def scan(url: str) -> list[Entry]:
     source = (book.read_run(url).id, Reader())
     seen = Seen.of(objects.names())
     found = seen.checkpoints()
-    fetch = _Ahead(objects, [name for name, _ in found])
+    fetch = Ahead(objects, [name for name, _ in found])
     return [
         Entry(
             f"{objects.url}/{name}",
@@ -176,7 +176,7 @@ def scan(url: str) -> list[Entry]:
     ]
 
 
-class _Ahead:
+class Ahead:
     """Fetches manifests one by one, and more and more of the next ones together with each: they are asked for in order.
 
     Args:
@@ -189,6 +189,7 @@ class _Ahead:
         self._objects, self._names = objects, names
         self._place = {name: number for number, name in enumerate(names)}
         self._held: dict[str, bytes | HoldfastError] = {}
+        self._given: set[str] = set()
         self._last, self._width = len(names) + 1, 1
 
     def __call__(self, file: str, limit: int) -> bytes:
@@ -197,6 +198,7 @@ class _Ahead:
             self._get(self._place[name], limit)
         self._last = self._place[name]
         found = self._held.pop(name)
+        self._given.add(name)
         if isinstance(found, HoldfastError):
             raise found
         return found
@@ -212,7 +214,10 @@ class _Ahead:
             ahead = self._names[number : number + self._width]
         else:
             ahead = self._names[max(0, number - self._width + 1) : number + 1]
-        wanted = [name for name in ahead if name not in self._held]
+        asked = self._names[number]
+        wanted = [
+            name for name in ahead if name == asked or (name not in self._held and name not in self._given)
+        ]
 
         def fetch(name: str) -> bytes | HoldfastError:
             try:
