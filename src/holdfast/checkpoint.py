@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from holdfast import stage
-from holdfast.content import Content, damaged
+from holdfast.content import Content, look_again
 from holdfast.errors import (
     DamagedError,
     FormatError,
@@ -270,31 +270,12 @@ class Checkpoint:
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[HoldfastError]:
         """Reads every byte of every file; the list of what is damaged is empty when it is whole."""
-        problems = self._look_again()
-        return problems + self._content.verify(progress) if self._read is not None else problems
-
-    def _look_again(self) -> list[HoldfastError]:
-        """What became of checkpoint.json since it was read; when it was replaced, that one counts."""
-        try:
-            current = catalog.read_manifest(self.path)
-        except NotFoundError:
-            if not sources.source_of(self.path).exists():
-                raise
-            return [damaged(self.path, CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
-        except FormatError as error:
-            text = f"{CHECKPOINT_FILE} is not the file that was written: {error}"
-            return [damaged(self.path, CHECKPOINT_FILE, text, None, str(error))]
-        except HoldfastError as error:
-            return [error]
-        if self._read is None:
+        current, problems = look_again(self.path, self._read)
+        if current is None:
+            return problems
+        if current is not self._read:
             self._take(current)
-        own = self._manifest
-        if (current.run, current.name, current.sequence) != (own.run, own.name, own.sequence):
-            text = f"{CHECKPOINT_FILE} is that of another checkpoint, {current.name}"
-            return [damaged(self.path, CHECKPOINT_FILE, text, own.name, current.name)]
-        if current != own:
-            self._take(current)
-        return []
+        return problems + self._content.verify(progress)
 
     def total_bytes(self) -> int:
         """Bytes of all files that the manifest lists."""

@@ -13,6 +13,8 @@ from holdfast.format.manifest import CHECKPOINT_FILE, Manifest
 from holdfast.format.table import ARRAYS_FILE, READ_LIMIT_ARRAYS, Arrays, PayloadRecord, decode_arrays
 from holdfast.payload.source import Readable
 from holdfast.state.part import Plan, SavedPart
+from holdfast.store import catalog
+from holdfast.store.sources import source_of
 
 _MOST_LOOKS = 20_000_000  # at arrays, to name those in damaged blocks
 
@@ -205,6 +207,29 @@ class Content:
             for name, entry in part.arrays.items()
             if any(c.file == file and c.bytes[0] < stop and start < c.bytes[1] for c in entry.chunks)
         ]
+
+
+def look_again(path: str, known: Manifest | None) -> tuple[Manifest | None, list[HoldfastError]]:
+    """The manifest that counts now, and what is the matter with `checkpoint.json` since it was read.
+
+    Where it was replaced, the new one counts; where it cannot be read or is another's, the one that is known.
+    """
+    try:
+        current = catalog.read_manifest(path)
+    except NotFoundError:
+        if not source_of(path).exists():
+            raise
+        return known, [damaged(path, CHECKPOINT_FILE, f"{CHECKPOINT_FILE} is missing", None, None)]
+    except FormatError as error:
+        text = f"{CHECKPOINT_FILE} is not the file that was written: {error}"
+        return known, [damaged(path, CHECKPOINT_FILE, text, None, str(error))]
+    except HoldfastError as error:
+        return known, [error]
+    own = known or current
+    if (current.run, current.name, current.sequence) != (own.run, own.name, own.sequence):
+        text = f"{CHECKPOINT_FILE} is that of another checkpoint, {current.name}"
+        return own, [damaged(path, CHECKPOINT_FILE, text, own.name, current.name)]
+    return own if current == own else current, []
 
 
 def damaged(path: str, file: str, text: str, expected: str | None, found: str | None) -> DamagedError:

@@ -56,6 +56,8 @@ def test_a_mirror_is_repaired_from_its_run(run, arch):
     """A damaged mirror is a run with a damaged checkpoint: it is repaired from the run that it mirrors."""
     train(run, 3, [arch])
     flip(arch, 3)
+    code, out, _ = invoke(arch)
+    assert (code, f"Next: holdfast verify {arch} --repair --mirror RUN" in out) == (5, True)
     assert invoke(arch, "--repair", "--mirror", run)[0] == 0
     assert steps(arch) == [2, 3]
 

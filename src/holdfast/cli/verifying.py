@@ -85,12 +85,13 @@ def _advice(run: str, mirrors: tuple[str, ...]) -> str:
     if not catalog.is_run(run):
         return "put a copy of it in its place, or use an older checkpoint."
     command = f"holdfast verify {run} --repair"
-    if urls.is_url(run):
-        return f"{command} --mirror RUN, where RUN is the directory of the run that it mirrors."
     try:
-        known = book.read_run(run).mirrors
+        known = [str(entry.get("url")) for entry in book.read_run(run).mirrors or ()]
     except HoldfastError:
-        known = None
+        known = []
+    # The run.json of a mirror is that of its run.
+    if urls.is_url(run) or (not mirrors and os.path.realpath(run) in map(os.path.realpath, known)):
+        return f"{command} --mirror RUN, where RUN is the directory of the run that it mirrors."
     if mirrors or known:
         given = "".join(f" --mirror {mirror}" for mirror in mirrors)
         return f"{command}{given}, which takes what is damaged from its mirrors."
