@@ -189,8 +189,13 @@ def copied_by_cp(source: str, target: str) -> Sample:
 def topics(bench: Bench) -> Iterator[Topic]:
     lacking = stores.lacking("ceph")
     if lacking:
-        case = Case(_PUSH, "peer", lambda _: Sample(None, facts={"note": lacking}))
-        yield Topic("buckets", "Push and pull: an object store", [case], 1, _COLUMNS)
+
+        def none(_: int) -> Sample:
+            return Sample(None, facts={"note": lacking})
+
+        for title, ours in (("Push: an object store", _PUSH), ("Pull: an object store", _PULL)):
+            cases = [Case("limit: the gateway", "limit", none), Case(ours, "holdfast", none)]
+            yield Topic("buckets", title, cases, 1, _COLUMNS)
         return
     run = bench.path("copied")
     nbytes = bench.run(mirrors.begin_run, run, bench.size).facts["nbytes"]
