@@ -14,6 +14,7 @@ from holdfast.errors import (
     NotFoundError,
     UsageError,
 )
+from holdfast.format.manifest import CHECKPOINT_FILE
 from holdfast.log import logger
 from holdfast.mirrors import arrivals, choice, fetching
 from holdfast.mirrors.arrivals import Arrivals
@@ -78,19 +79,26 @@ class Pull:
 
     def _look(self) -> RunBook:
         if not urls.is_url(self.url) and not catalog.is_run(self.url):
-            what = "a checkpoint, and no run" if catalog.is_checkpoint(self.url) else "no run"
-            swapped = (
-                f" {self.run} is one: are the two swapped? The place comes first: holdfast pull URL RUN."
-                if catalog.is_run(self.run)
-                else ""
-            )
-            raise NotFoundError(
-                f"{self.url} is {what}: it has no {book.RUN_FILE}.{swapped}", path=self.url, candidates=[]
-            )
-        found = self.place.book()
+            raise self._no_run(checkpoint=catalog.is_checkpoint(self.url))
+        try:
+            found = self.place.book()
+        except UsageError as error:  # something else is there
+            there = error.facts.get("found", ())
+            raise self._no_run(checkpoint=CHECKPOINT_FILE in there) from None
         if found is None:
             raise NotFoundError(f"There is no run in {self.url}.", path=self.url, candidates=[])
         return found
+
+    def _no_run(self, *, checkpoint: bool) -> NotFoundError:
+        what = "a checkpoint, and no run" if checkpoint else "no run"
+        swapped = (
+            f" {self.run} is one: are the two swapped? The place comes first: holdfast pull URL RUN."
+            if catalog.is_run(self.run)
+            else ""
+        )
+        return NotFoundError(
+            f"{self.url} is {what}: it has no {book.RUN_FILE}.{swapped}", path=self.url, candidates=[]
+        )
 
     def _left_behind(self, own: Mapping[str, Entry]) -> set[str]:
         """What a rewind left behind, here or there; what the run did not know of is told by its time."""

@@ -606,6 +606,20 @@ def test_unreadable(run, arch, new, monkeypatch):
 # -- an object store ---------------------------------------------------------------------------------
 
 
+def test_what_is_no_run_in_a_bucket(bucket, run, new):
+    """A pull from a checkpoint, or from something else, says which it is; nothing is written."""
+    ranked(run)
+    Push(run, f"s3://{bucket}/first").go()
+    for url, text in (
+        (f"s3://{bucket}/first/{names(run)[0]}", "is a checkpoint, and no run"),
+        (f"s3://{bucket}", "is no run: it has no run.json"),
+        (f"s3://{bucket}/other", "There is no run in"),
+    ):
+        done = call("pull", url, new)
+        assert (done.exit_code, text in done.output) == (4, True), done.output
+        assert not os.path.exists(new)
+
+
 def test_to_a_bucket_and_back(bucket, run, new):
     """Push and pull work with an object store: sent once, by file, and to the bit."""
     pytest.importorskip("obstore")
