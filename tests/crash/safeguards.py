@@ -544,8 +544,8 @@ SAFEGUARDS = [
     Safeguard(
         "close waits for mirrors",
         "mirrors/mirroring.py",
-        "            while not self._idle():\n",
-        "            while False:\n",
+        "        while not self._idle():\n",
+        "        while False:\n",
         "tests/mirrors/test_lagging.py::test_two_deletions_wait",
     ),
     Safeguard(

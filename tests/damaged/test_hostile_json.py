@@ -169,7 +169,7 @@ def test_damage_without_number(ckpt, template, tried):
 
 def test_questions_have_an_end(ckpt, monkeypatch):
     """Of names without end some are compared, and of damage without end some is told with its arrays."""
-    from holdfast import checkpoint
+    from holdfast import content
     from holdfast.errors import nearest
 
     def names():
@@ -184,7 +184,7 @@ def test_questions_have_an_end(ckpt, monkeypatch):
         data[-1] ^= 1
         (ckpt / name).write_bytes(data)
     assert all(problem.arrays for problem in holdfast.open(ckpt).verify())
-    monkeypatch.setattr(checkpoint, "_MOST_LOOKS", -1)
+    monkeypatch.setattr(content, "_MOST_LOOKS", -1)
     assert [problem.arrays for problem in holdfast.open(ckpt).verify()] == [[], []]
 
 
