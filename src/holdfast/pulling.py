@@ -96,9 +96,13 @@ class Pull:
             if catalog.is_run(self.run)
             else ""
         )
-        return NotFoundError(
-            f"{self.url} is {what}: it has no {book.RUN_FILE}.{swapped}", path=self.url, candidates=[]
+        there = urls.is_url(self.url) or os.path.lexists(self.url)
+        said = (
+            f"{self.url} is {what}: it has no {book.RUN_FILE}."
+            if there
+            else f"There is nothing at {self.url}."
         )
+        return NotFoundError(f"{said}{swapped}", path=self.url, candidates=[])
 
     def _left_behind(self, own: Mapping[str, Entry]) -> set[str]:
         """What a rewind left behind, here or there; what the run did not know of is told by its time."""

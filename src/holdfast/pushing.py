@@ -242,11 +242,9 @@ def run_at(run: str, url: str) -> str:
     swapped = ""
     if not urls.is_url(url) and catalog.is_run(os.path.abspath(os.path.expanduser(url))):
         swapped = f" {url} is one: are the two swapped? The run comes first: holdfast push RUN URL."
-    raise NotFoundError(
-        f"{path} is not a run: it has no {book.RUN_FILE}.{swapped}",
-        path=path,
-        candidates=[],
-    )
+    there = os.path.lexists(path)
+    said = f"{path} is not a run: it has no {book.RUN_FILE}." if there else f"There is nothing at {path}."
+    raise NotFoundError(f"{said}{swapped}", path=path, candidates=[])
 
 
 def _real(url: object) -> str:

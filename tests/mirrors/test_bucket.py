@@ -141,6 +141,23 @@ def test_an_interrupted_copy_goes_on_by_file(run, url, monkeypatch):
     assert event["found"] == there.size(f"{name}/state.safetensors")
 
 
+def test_a_checkpoint_that_somebody_else_published_stays(run, url, monkeypatch, said):
+    """A manifest that comes while a copy is on its way is not written over; the training goes on and is told."""
+    from holdfast.mirrors.bucket import Bucket
+
+    real, there = Bucket.publish, objects_of(url)
+
+    def publish(self, name):
+        there.put(f"{name}/checkpoint.json", b"another's")
+        return real(self, name)
+
+    monkeypatch.setattr(Bucket, "publish", publish)
+    train(run, 1, [url])
+    [name] = folders(url)
+    assert there.small(f"{name}/checkpoint.json", 100) == b"another's"
+    assert "has another checkpoint" in said.text
+
+
 def test_large_files(run, url):
     """A file of several parts goes there and comes back to the bit."""
     size = 9 << 20  # 36 MB: three parts

@@ -570,6 +570,8 @@ def test_what_makes_no_sense_is_refused(run, arch, new, tmp_path):
         (("pull", arch, tmp_path / "full"), 2, "is not a run and not empty"),
         (("pull", tmp_path / "full", new), 4, "is no run"),
         (("pull", os.path.join(arch, names(arch)[0]), new), 4, "is a checkpoint, and no run"),
+        (("push", tmp_path / "nowhere", arch), 4, "There is nothing at"),
+        (("pull", tmp_path / "nowhere", new), 4, "There is nothing at"),
         (("push", run, arch, "--only", "none"), 2, "means no checkpoint"),
     ]
     for words, code, text in cases:
