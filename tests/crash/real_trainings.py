@@ -225,17 +225,19 @@ def main():
         order = json.loads(line)
         sys.stdout.flush()
         then = before(order["run"])
+        # Here, since a child may be killed before it gets so far, and would leave the words of the launch before it.
+        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         child = os.fork()
         if not child:
-            sys.exit(_train(order))
+            sys.exit(_train(order, log))
+        os.close(log)
         print(json.dumps(attend(child, lambda: _poll(child), order, then)), flush=True)  # noqa: B023
     print(json.dumps(_bury_orphans()), flush=True)
 
 
-def _train(order):
+def _train(order, log):
     """The child: a session of its own, its output in the log, its exit code that of a script."""
     os.setsid()
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
