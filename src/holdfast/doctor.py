@@ -11,7 +11,7 @@ import os
 import platform
 import time
 
-from holdfast import files
+from holdfast import files, open_files
 from holdfast.cost import SUGGESTED, Choice, SaveCost, choices, save_cost, suggested_interval, used_every
 from holdfast.durations import about
 from holdfast.errors import NotFoundError, UsageError
@@ -136,7 +136,7 @@ def _storage(path: str, *, write: bool) -> Storage:
     with files.translated(path, "look at"):
         room = os.statvfs(path)
     writable = os.access(path, os.W_OK | os.X_OK)
-    direct = files.direct_io_works(path) if writable and write else None
+    direct = open_files.direct_io_works(path) if writable and write else None
     storage = Storage(
         path=path,
         type=file_system_type(path),
@@ -148,9 +148,13 @@ def _storage(path: str, *, write: bool) -> Storage:
     )
     if not write:
         return storage
-    count = min(TEST_BYTES, free_bytes(path) // 10) // files.DIRECT_ALIGNMENT * files.DIRECT_ALIGNMENT
+    count = (
+        min(TEST_BYTES, free_bytes(path) // 10) // open_files.DIRECT_ALIGNMENT * open_files.DIRECT_ALIGNMENT
+    )
     if storage.quota is not None and storage.quota.left is not None:
-        count = min(count, storage.quota.left // 10) // files.DIRECT_ALIGNMENT * files.DIRECT_ALIGNMENT
+        count = (
+            min(count, storage.quota.left // 10) // open_files.DIRECT_ALIGNMENT * open_files.DIRECT_ALIGNMENT
+        )
     if count <= 0:
         return storage
     return dataclasses.replace(
@@ -167,7 +171,7 @@ def _time_write(directory: str, count: int, *, direct: bool) -> float:
         view[:] = os.urandom(_BLOCK)  # a file system that compresses gains nothing
         started = time.perf_counter()
         try:
-            file = files.PayloadFile(path, count, direct=direct)
+            file = open_files.PayloadFile(path, count, direct=direct)
             try:
                 for offset in range(0, count, _BLOCK):
                     with view[: min(_BLOCK, count - offset)] as piece:

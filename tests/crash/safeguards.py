@@ -31,9 +31,9 @@ SAFEGUARDS = [
     # -- P1: order and durability of what is written
     Safeguard(
         "payload files are synced",
-        "files.py",
-        "            system.truncate(self._fd, self.size)\n            system.fsync(self._fd)\n",
-        "            system.truncate(self._fd, self.size)\n",
+        "open_files.py",
+        "            files.system.truncate(self._fd, self.size)\n            files.system.fsync(self._fd)\n",
+        "            files.system.truncate(self._fd, self.size)\n",
         "tests/crash/test_power_loss.py -k later_saves",
     ),
     Safeguard(
@@ -87,14 +87,14 @@ SAFEGUARDS = [
     ),
     Safeguard(
         "a short write is continued",
-        "files.py",
+        "open_files.py",
         "                offset += done\n                data = data[done:]\n",
         "                offset += done\n                data = data[len(data) :]\n",
         "tests/unit/test_writer.py::test_a_short_write_is_continued",
     ),
     Safeguard(
         "an existing file is never written over",
-        "files.py",
+        "open_files.py",
         "        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL\n",
         "        flags = os.O_WRONLY | os.O_CREAT\n",
         "tests/unit/test_writer.py::test_an_existing_file_is_not_overwritten",
@@ -366,9 +366,9 @@ SAFEGUARDS = [
     # -- P8: one writer
     Safeguard(
         "a lease is created exclusively",
-        "files.py",
-        "            self._fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)\n",
-        "            self._fd = system.open(path, os.O_RDWR | os.O_CREAT)\n",
+        "open_files.py",
+        "            self._fd = files.system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)\n",
+        "            self._fd = files.system.open(path, os.O_RDWR | os.O_CREAT)\n",
         "tests/crash/test_lease_model.py -k test_every_order[two-start]",
     ),
     Safeguard(
@@ -450,14 +450,14 @@ SAFEGUARDS = [
     ),
     Safeguard(
         "the files of a copy are synced",
-        "files.py",
-        """            with translated(self.path, "sync"):
-                system.truncate(self._fd, self.size)
-                system.fsync(self._fd)
+        "open_files.py",
+        """            with files.translated(self.path, "sync"):
+                files.system.truncate(self._fd, self.size)
+                files.system.fsync(self._fd)
         except BaseException:
 """,
-        """            with translated(self.path, "sync"):
-                system.truncate(self._fd, self.size)
+        """            with files.translated(self.path, "sync"):
+                files.system.truncate(self._fd, self.size)
         except BaseException:
 """,
         "tests/mirrors/test_lagging.py::test_durable_before_it_is_seen",

@@ -24,7 +24,7 @@ import volatile_disk
 from volatile_disk import BLOCKS, JOURNAL
 
 import holdfast
-from holdfast import Every, Keep, files
+from holdfast import Every, Keep, files, open_files
 from holdfast.errors import NotFoundError
 from holdfast.format import safetensors
 from holdfast.format.names import parse_checkpoint_name
@@ -578,7 +578,7 @@ def record(scenario):
             patch.setitem(writer.Save.__init__.__kwdefaults__, "block_size", 4096)
             patch.setattr(safetensors, "BLOCK", 4096)
             patch.setattr(writer, "DIRECT_FROM", 8192)
-            patch.setattr(files, "_direct_by_device", {})
+            patch.setattr(open_files, "_direct_by_device", {})
             patch.setattr(holder, "_boot_id", lambda: "before-the-power-loss")
             stage = Stage(root)
             scenario(stage)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from holdfast import files
+from holdfast import open_files
 from holdfast.errors import DamagedError, FormatError, NotFoundError, StorageError, UsageError
 from holdfast.payload import blocks, staging, threads
 from holdfast.payload.array import HostArray
@@ -454,7 +454,7 @@ def test_nothing_is_wanted(saved):
     """A read of nothing touches nothing, not even a directory that is not there."""
     read(FolderSource("/nowhere"), {}, [])
     assert verify(saved.source, {}) == []
-    assert files.direct_io_works(saved.directory) in {True, False}
+    assert open_files.direct_io_works(saved.directory) in {True, False}
 
 
 # -- batches ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 import xxhash
 
-from holdfast import files
+from holdfast import files, open_files
 from holdfast.errors import StorageError, UsageError
 from holdfast.payload import pending, staging, threads, writer
 from holdfast.payload.array import HostArray, LazyArray
@@ -67,9 +67,9 @@ def nothing_is_left_behind():
 
 @pytest.fixture(params=[True, False], ids=["direct", "buffered"])
 def direct(request, monkeypatch, tmp_path):
-    if request.param and not files.direct_io_works(tmp_path):
+    if request.param and not open_files.direct_io_works(tmp_path):
         pytest.skip("no direct I/O here")
-    monkeypatch.setattr(files, "direct_io_works", lambda directory: request.param)
+    monkeypatch.setattr(open_files, "direct_io_works", lambda directory: request.param)
     monkeypatch.setattr(writer, "DIRECT_FROM", 0)
     return request.param
 
@@ -454,7 +454,7 @@ def test_waiting_for_what_was_not_started(tmp_path):
 def test_twenty_thousand_small_arrays_are_gathered(tmp_path, monkeypatch):
     """20,000 arrays of 1 KiB are written in as many writes as they fill blocks."""
     sizes = []
-    files.direct_io_works(tmp_path)  # the first to ask tries it out, with a write of its own
+    open_files.direct_io_works(tmp_path)  # the first to ask tries it out, with a write of its own
 
     class Counting(files.System):
         def pwrite(self, fd, data, offset):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from holdfast import files, storage
+from holdfast import files, open_files, storage
 from holdfast.checkpoint import Checkpoint, open_checkpoint
 from holdfast.errors import FormatError, UsageError
 from holdfast.exchange import keras_files, plain, tensorflow_files
@@ -241,7 +241,7 @@ def _converted(saved: SavedPart, value: Any) -> Any:
 
 
 def _write(torch: Any, content: Any, file: str) -> None:
-    stream = files.StreamFile(file)
+    stream = open_files.StreamFile(file)
     try:
         try:
             torch.save(content, stream)

@@ -13,7 +13,7 @@ import glob
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from holdfast import files
+from holdfast import files, open_files
 from holdfast.errors import (
     DamagedError,
     FormatError,
@@ -60,10 +60,10 @@ class FolderTarget:
     def has(self, file: str, size: int) -> bool:  # noqa: ARG002 (what lies there is read block by block)
         return False
 
-    def part(self, file: str, size: int) -> files.PartialFile:
+    def part(self, file: str, size: int) -> open_files.PartialFile:
         # Asked only when it matters: the first answer for a file system is tried out with a file.
-        direct = size >= _DIRECT_FROM and files.direct_io_works(self.path)
-        return files.PartialFile(os.path.join(self.path, file), size, direct=direct)
+        direct = size >= _DIRECT_FROM and open_files.direct_io_works(self.path)
+        return open_files.PartialFile(os.path.join(self.path, file), size, direct=direct)
 
     def finish(self) -> None:
         files.sync_directory(self.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal, Protocol
 
-from holdfast import files
+from holdfast import files, open_files
 from holdfast.payload.threads import Crew
 
 
@@ -59,7 +59,7 @@ class FolderFile:
     def fill(self, into: memoryview, offset: int) -> int:
         """Fills `into` from byte `offset` on; gives how many bytes there were."""
         with files.translated(self.path, "read"):
-            return files.read_into(self._fd, into, offset)
+            return open_files.read_into(self._fd, into, offset)
 
     def abandon(self) -> None:
         """A disk is not waited for."""

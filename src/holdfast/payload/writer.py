@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from holdfast import files
+from holdfast import open_files
 from holdfast.errors import UsageError, storage_error
 from holdfast.format.safetensors import ALIGNMENT, BLOCK
 from holdfast.payload import pending, threads
@@ -61,7 +61,7 @@ class _File:
 
     __slots__ = ("digests", "disk", "left", "plan")
 
-    def __init__(self, plan: PlannedFile, disk: files.PayloadFile, blocks: int) -> None:
+    def __init__(self, plan: PlannedFile, disk: open_files.PayloadFile, blocks: int) -> None:
         self.plan, self.disk, self.left = plan, disk, blocks
         self.digests = [b""] * blocks
 
@@ -128,11 +128,11 @@ class Save:
         try:
             # Asked only when it matters: the first answer for a file system is tried out with a file.
             big = any(file.size > DIRECT_FROM for file in self._layout.files)
-            direct = big and files.direct_io_works(self._directory)
+            direct = big and open_files.direct_io_works(self._directory)
             for index, plan in enumerate(self._layout.files):
                 count = -(-plan.size // self._block)
                 path = os.path.join(self._directory, plan.name)
-                disk = files.PayloadFile(path, plan.size, direct=direct and plan.size > DIRECT_FROM)
+                disk = open_files.PayloadFile(path, plan.size, direct=direct and plan.size > DIRECT_FROM)
                 self._files.append(_File(plan, disk, count))
                 for number, turn in enumerate(self._filling.turns(index)):
                     (late if turn == "late" else self._to_fill).append((index, number, turn))

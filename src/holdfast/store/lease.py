@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from holdfast import files
+from holdfast import files, open_files
 from holdfast.errors import HoldfastError, LeaseError, NotFoundError, StorageError, printable, storage_error
 from holdfast.store import retention
 from holdfast.store.holder import Holder, encode, judge, lease_name, myself
@@ -69,7 +69,7 @@ class Lease:
         # Before the file is there, so that no other thread takes it for a former program's.
         _held.add(identity.token)
         try:
-            self._file = files.BeatFile(self._path, encode(identity))
+            self._file = open_files.BeatFile(self._path, encode(identity))
         except BaseException:
             _held.discard(identity.token)
             raise
