@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: setup packages
-	$(BIN)/python -m pytest -n 2 --durations=25 --durations-min=10 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=10 $(ARGS)
 
 # Many more faults than `make test` tries; their number goes into the page.
 prove: setup packages

@@ -10,14 +10,14 @@ import pytest
 from safeguards import SAFEGUARDS
 
 HOME = pathlib.Path(__file__).parents[2]
+# Hypothesis' plugin imports all of it, which takes longer than most of these tests, few of which use it.
+WITHOUT = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:xdist"]
 
 
 @pytest.mark.parametrize("safeguard", SAFEGUARDS, ids=lambda safeguard: safeguard.name.replace(" ", "-"))
 def test_without_it_a_test_fails(safeguard, tmp_path, tried):
     """A copy of the code without the safeguard fails the test that stands for it."""
-    shutil.copytree(
-        HOME / "src" / "holdfast", tmp_path / "holdfast", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(HOME / "src" / "holdfast", tmp_path / "holdfast")
     file = tmp_path / "holdfast" / safeguard.file
     text = file.read_text("utf-8")
     assert text.count(safeguard.code) == 1, (
@@ -25,7 +25,7 @@ def test_without_it_a_test_fails(safeguard, tmp_path, tried):
     )
     file.write_text(text.replace(safeguard.code, safeguard.without), "utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *safeguard.test.split()],
+        [sys.executable, "-m", "pytest", "-x", "-q", *WITHOUT, *safeguard.test.split()],
         cwd=HOME,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

@@ -1,6 +1,6 @@
 """`holdfast.keras.Callback` on all three backends, each in processes of its own.
 
-The cases are functions of `keras_cases.py`; one process for each backend tries them all, and each stands
+The cases are functions of `keras_cases.py`; two processes for each backend try them all, and each stands
 here as a test.
 """
 
@@ -60,12 +60,12 @@ def place():
 
 @pytest.fixture(scope="module")
 def results(place):
-    """backend → case → what went wrong, or None; each backend is started once."""
+    """(backend, cases) → case → what went wrong, or None; each is started once."""
 
     @functools.cache
-    def of(backend):
-        directory = f"{place}/{backend}"
-        done = python(backend, directory, JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
+    def of(backend, which):
+        directory = f"{place}/{backend}/{which}"
+        done = python(backend, directory, *WHICH[which], JAX_COMPILATION_CACHE_DIR=f"{place}/compiled")
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
         return dict(lines), directory, done.stderr
 
@@ -96,7 +96,7 @@ CASES = {
 )
 def test_exact(results, backend, case):
     """A fit that was interrupted and continued ends as one that was not, bit by bit."""
-    found, _, said = results(backend)
+    found, _, said = results(backend, "cases")
     assert case in found, said[-3000:]
     assert found[case] is None, found[case]
 
@@ -121,11 +121,14 @@ CHECKS = {
 }
 
 
+WHICH = {"cases": CASES, "checks": CHECKS}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("check", CHECKS)
 def test_promises(results, backend, check):
     """Signals, ends, errors, phases and names are on each backend as for a loop of one's own."""
-    found, _, said = results(backend)
+    found, _, said = results(backend, "checks")
     assert check in found, said[-3000:]
     assert found[check] is None, found[check]
 
@@ -133,7 +136,7 @@ def test_promises(results, backend, check):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed(results, backend, tmp_path, tried):
     """A fit that SIGKILL ends in the middle of an epoch, continued by a new process, ends as one that was not."""
-    _, directory, _ = results(backend)
+    _, directory, _ = results(backend, "cases")
     with open(f"{directory}/plain/straight.json", encoding="utf-8") as file:
         straight = json.load(file)
     order = [str(tmp_path / "run"), "--end", "plain"]
@@ -148,6 +151,6 @@ def test_killed(results, backend, tmp_path, tried):
 @pytest.mark.skipif(set(BACKENDS) != {"tensorflow", "torch", "jax"}, reason="not all backends are installed")
 def test_backends_adopt_one_another(results, tmp_path):
     """What one backend has trained is restored into the same model on another, optimizer included."""
-    runs = [f"{results(backend)[1]}/plain/straight" for backend in ("tensorflow", "jax")]
+    runs = [f"{results(backend, 'cases')[1]}/plain/straight" for backend in ("tensorflow", "jax")]
     python("torch", str(tmp_path), "--adopt", *runs)
-    python("jax", str(tmp_path), "--adopt", f"{results('torch')[1]}/plain/straight")
+    python("jax", str(tmp_path), "--adopt", f"{results('torch', 'cases')[1]}/plain/straight")
