@@ -192,7 +192,12 @@ def check_place(path: str) -> None:
             f'checkpoint with init={{"model": {path!r}}}.',
             path=path,
         )
-    _refuse_foreign(path)
+    try:
+        _refuse_foreign(path)
+    except UsageError:
+        # What is there may be a run that another process began between the two looks: its lease decides.
+        if not catalog.is_run(path):
+            raise
 
 
 def _refuse_foreign(path: str) -> None:

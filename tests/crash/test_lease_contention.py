@@ -17,9 +17,9 @@ from rivals import contents, rivals, train
 import holdfast
 from holdfast import Keep, files
 from holdfast.errors import LeaseError
+from holdfast.store import catalog, watch
 from holdfast.store import holder as holder_module
 from holdfast.store import lease as lease_module
-from holdfast.store import watch
 from holdfast.store.holder import encode, myself
 from holdfast.store.lease import Lease, holder_of
 
@@ -234,6 +234,22 @@ def test_sixteen_trainings_at_once(tmp_path, tried):
     assert leases_and_writing(path) == [f"lease-{holder.generation:06d}"]
     assert holdfast.open(path).verify() == []
     tried("schedules", 16)
+
+
+def test_a_run_that_begins_between_two_looks_is_no_foreign_directory(tmp_path, monkeypatch):
+    """Who looks at a directory while another process begins a run there is told of that process."""
+    path, looks = str(tmp_path / "run"), []
+    real = catalog.is_run
+    monkeypatch.setattr(
+        catalog, "is_run", lambda place: looks.append(place) or (len(looks) > 1 and real(place))
+    )
+    alone = multiprocessing.get_context("fork").Barrier(1)
+    with rivals((train_and_hold, path, alone)) as (winner,):
+        assert winner.hear() == {"saved": 1}
+        looks.clear()
+        with pytest.raises(LeaseError, match=f"pid {winner.pid} on "):
+            holdfast.Run(path).resume()
+        assert looks
 
 
 def leases_and_writing(path):
