@@ -14,6 +14,7 @@ import tempfile
 from importlib.util import find_spec
 
 import pytest
+from backends import ENVIRONMENT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BACKENDS = [name for name in ("tensorflow", "torch", "jax") if find_spec(name)]
@@ -21,23 +22,10 @@ BACKENDS = [name for name in ("tensorflow", "torch", "jax") if find_spec(name)]
 pytestmark = pytest.mark.skipif(find_spec("keras") is None, reason="Keras is not installed")
 
 
-# Most of these trainings' time would go into compiling the same small programs for each launch.
-CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
-# Models this small only lose by more threads, above all beside other tests.
-THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-
-
 def python(backend, *words, check=True, **environment):
     done = subprocess.run(
         [sys.executable, f"{HERE}/keras_cases.py", *words],
-        env={
-            **os.environ,
-            **CACHE,
-            **THREADS,
-            **environment,
-            "KERAS_BACKEND": backend,
-            "CUDA_VISIBLE_DEVICES": "",
-        },
+        env={**os.environ, **ENVIRONMENT, **environment, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
         timeout=280,

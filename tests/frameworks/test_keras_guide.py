@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from backends import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "examples" / "keras_guide"
@@ -58,9 +59,8 @@ def run(name, folder, **variables):
         env={
             **os.environ,
             "HOME": str(folder),  # where nobody has fetched MNIST
+            **ENVIRONMENT,
             "KERAS_BACKEND": "tensorflow",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "OMP_NUM_THREADS": "1",
             **variables,
         },
         capture_output=True,

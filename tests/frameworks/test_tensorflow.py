@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from backends import ENVIRONMENT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 pytestmark = pytest.mark.skipif(find_spec("tensorflow") is None, reason="TensorFlow is not installed")
@@ -26,7 +27,7 @@ def results(tmp_path_factory):
     """check → what went wrong, or None."""
     done = subprocess.run(
         [sys.executable, f"{HERE}/tensorflow_cases.py", str(tmp_path_factory.mktemp("tensorflow") / "cases")],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env={**os.environ, **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=240,

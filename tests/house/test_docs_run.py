@@ -206,6 +206,8 @@ def run_page(page: Path, directory: Path, before: str = "") -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(home),
         "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
         "PYTHONWARNINGS": "default",
     }
     done = subprocess.run(
