@@ -8,9 +8,11 @@ import pytest
 from servers.faultproxy import corrupt, delay, hang, lost_answer, reset, status
 
 from holdfast import StorageError, UsageError
-from holdfast.objects import amazon, buffers, multipart, parts, stores
+from holdfast.objects import amazon, amazon_parts, buffers, calls, parts, stores
 from holdfast.objects.access import Facts, Objects
-from holdfast.objects.multipart import Multipart, abort, uploads
+from holdfast.objects.amazon import Amazon
+from holdfast.objects.amazon_parts import abort, uploads
+from holdfast.objects.upload import upload
 
 MB = 1 << 20
 PART = 5 * MB  # the least that S3 takes
@@ -27,8 +29,8 @@ def soon(monkeypatch):
     monkeypatch.setattr(stores, "BULK_SECONDS", 1.0)
     monkeypatch.setattr(stores, "BULK_RETRIES", 1.5)
     monkeypatch.setattr(stores, "QUICK_RETRIES", 1.5)
-    monkeypatch.setattr(amazon, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(amazon, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(calls, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(amazon, "_clients", {})
 
 
@@ -44,7 +46,7 @@ def objects_of(store, check=lambda: None):
 
 def send(objects, data, name="file", *, digest="d", upto=None, step=MB):
     """Writes a file in small pieces, or its beginning alone; gives the attempt."""
-    attempt = Multipart(objects, name, len(data), digest)
+    attempt = upload(objects, name, len(data), digest)
     try:
         for start in range(0, upto if upto is not None else len(data), step):
             attempt.write(memoryview(data)[start : start + step], start)
@@ -104,7 +106,7 @@ def test_etags_that_are_no_digests(ceph_store, small_parts, monkeypatch):
     """Where etags are not made of MD5s, parts that lie there are sent again, and the whole is judged by size and digest."""
     data = os.urandom(12 * MB)
     send(objects_of(ceph_store), data, upto=2 * PART)
-    monkeypatch.setattr(multipart, "_md5", lambda data: "0" * 32)
+    monkeypatch.setattr(amazon_parts, "_md5", lambda data: "0" * 32)
     attempt = send(objects_of(ceph_store), data)
     assert attempt.found == 0
     assert ceph_store.read("run/file") == data
@@ -126,11 +128,11 @@ def test_leftovers_are_ended(s3, small_parts):
     data = os.urandom(PART + 1)
     for place, name in [("run", "a/one"), ("run", "a/two"), ("run", "b/one"), ("run2", "a/one")]:
         send(Objects.at(f"{s3.url}/{place}"), data, name, upto=PART)
-    objects = objects_of(s3)
-    assert sorted(name for name, _ in uploads(objects)) == ["a/one", "a/two", "b/one"]
-    assert [name for name, _ in uploads(objects, "b")] == ["b/one"]
-    assert abort(objects, "b") == ["b/one"]
-    assert sorted(abort(objects)) == ["a/one", "a/two"]
+    there = Amazon(objects_of(s3))
+    assert sorted(name for name, _ in uploads(there)) == ["a/one", "a/two", "b/one"]
+    assert [name for name, _ in uploads(there, "b")] == ["b/one"]
+    assert abort(there, "b") == ["b/one"]
+    assert sorted(abort(there)) == ["a/one", "a/two"]
     assert [key for key, _ in s3.uploads()] == ["run2/a/one"]
 
 
@@ -152,7 +154,7 @@ def test_what_passes_is_waited_for(ceph_store, small_parts, soon, proxied, fault
     assert ceph_store.read("run/file") == data
     # Whoever asked for an upload and never heard its name finds it next time.
     assert len(ceph_store.uploads()) == (fault.kind == "lost_answer")
-    abort(objects_of(ceph_store))
+    abort(Amazon(objects_of(ceph_store)))
     assert ceph_store.uploads() == []
 
 
@@ -222,7 +224,7 @@ def test_credentials_that_may_not_list_uploads(ceph_store, small_parts, proxied)
     proxy.inject(status(403, "AccessDenied"), method="GET", path=r"\?uploads", times=None)
     send(objects_of(ceph_store), data, upto=PART)
     assert send(objects_of(ceph_store), data).found == 0
-    assert abort(objects_of(ceph_store)) == []
+    assert abort(Amazon(objects_of(ceph_store))) == []
     assert ceph_store.read("run/file") == data
 
 
@@ -281,7 +283,7 @@ def test_memory_comes_back_from_what_failed(moto_store, small_parts, soon, proxi
 
 def test_bytes_come_in_order(moto_store, small_parts):
     """Bytes that are not the next, too many or too few are refused."""
-    attempt = Multipart(objects_of(moto_store), "file", PART + 10)
+    attempt = upload(objects_of(moto_store), "file", PART + 10)
     attempt.write(memoryview(bytes(PART + 5)), 0)
     with pytest.raises(UsageError, match="expected byte 5242885, found 6"):
         attempt.write(memoryview(b"7"), 6)
@@ -313,6 +315,6 @@ def test_the_same_place_and_credentials_for_both_clients(ceph_store, small_parts
     objects.put("by-obstore", b"1")
     send(objects, bytes(PART + 1), "by-boto3")
     assert ceph_store.keys() == ["run/by-boto3", "run/by-obstore"]
-    client = amazon.Amazon(objects)._client
+    client = Amazon(objects)._client
     assert client.meta.region_name == "eu-central-1"
     assert client.meta.config.connect_timeout == stores.QUICK_SECONDS
