@@ -1,4 +1,4 @@
-"""Files on their way into S3: in parts, continued by part, checked, within bounds."""
+"""Files on their way into S3 and Google's store: in parts, continued by part, checked, within bounds."""
 
 import os
 import threading
@@ -12,6 +12,7 @@ from holdfast.objects import amazon, amazon_parts, buffers, calls, parts, stores
 from holdfast.objects.access import Facts, Objects
 from holdfast.objects.amazon import Amazon
 from holdfast.objects.amazon_parts import abort, uploads
+from holdfast.objects.google import Google
 from holdfast.objects.upload import upload
 
 MB = 1 << 20
@@ -34,14 +35,19 @@ def soon(monkeypatch):
     monkeypatch.setattr(amazon, "_clients", {})
 
 
-@pytest.fixture(params=["moto", "ceph"])
+@pytest.fixture(params=["moto", "ceph", "gs"])
 def s3(request):
-    """A bucket on each server that speaks S3."""
+    """A bucket on each server that speaks S3, and on Google's, which does so but for some words."""
     return request.getfixturevalue(f"{request.param}_store")
 
 
 def objects_of(store, check=lambda: None):
     return Objects.at(f"{store.url}/run", check)
+
+
+def asked(store):
+    """What asks for the uploads there."""
+    return {"s3": Amazon, "gs": Google}[store.server.scheme](objects_of(store))
 
 
 def send(objects, data, name="file", *, digest="d", upto=None, step=MB):
@@ -112,15 +118,15 @@ def test_etags_that_are_no_digests(ceph_store, small_parts, monkeypatch):
     assert ceph_store.read("run/file") == data
 
 
-def test_a_part_that_lies_there_and_is_said_to_be_another_files(ceph_store, small_parts):
+def test_a_part_that_lies_there_and_is_said_to_be_another_files(parted_store, small_parts):
     """A file whose begun upload was given another digest is taken away, and the next attempt makes it right."""
     data = os.urandom(12 * MB)
-    send(objects_of(ceph_store), data, digest="other", upto=PART)
+    send(objects_of(parted_store), data, digest="other", upto=PART)
     with pytest.raises(StorageError, match="is not what was written"):
-        send(objects_of(ceph_store), data)
-    assert ceph_store.keys() == []
-    send(objects_of(ceph_store), data)
-    assert objects_of(ceph_store).facts("file") == Facts(len(data), "d")
+        send(objects_of(parted_store), data)
+    assert parted_store.keys() == []
+    send(objects_of(parted_store), data)
+    assert objects_of(parted_store).facts("file") == Facts(len(data), "d")
 
 
 def test_leftovers_are_ended(s3, small_parts):
@@ -128,7 +134,7 @@ def test_leftovers_are_ended(s3, small_parts):
     data = os.urandom(PART + 1)
     for place, name in [("run", "a/one"), ("run", "a/two"), ("run", "b/one"), ("run2", "a/one")]:
         send(Objects.at(f"{s3.url}/{place}"), data, name, upto=PART)
-    there = Amazon(objects_of(s3))
+    there = asked(s3)
     assert sorted(name for name, _ in uploads(there)) == ["a/one", "a/two", "b/one"]
     assert [name for name, _ in uploads(there, "b")] == ["b/one"]
     assert abort(there, "b") == ["b/one"]
@@ -142,20 +148,20 @@ PASSING = [status(503), status(429, "Throttling"), reset(MB), lost_answer()]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.value}")
-def test_what_passes_is_waited_for(ceph_store, small_parts, soon, proxied, fault):
+def test_what_passes_is_waited_for(parted_store, small_parts, soon, proxied, fault):
     """A fault that passes, at each of an upload's requests once, is waited out; the file is there, and nothing is left."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
+    proxy, data = proxied(parted_store), os.urandom(12 * MB)
     proxy.inject(fault, path="uploads$")
     proxy.inject(fault, path="partNumber=2")
     proxy.inject(fault, method="POST", path="uploadId=")
     proxy.inject(fault, method="HEAD")
-    send(objects_of(ceph_store), data)
+    send(objects_of(parted_store), data)
     assert len([request for request in proxy.log if request.fault]) == 4
-    assert ceph_store.read("run/file") == data
+    assert parted_store.read("run/file") == data
     # Whoever asked for an upload and never heard its name finds it next time.
-    assert len(ceph_store.uploads()) == (fault.kind == "lost_answer")
-    abort(Amazon(objects_of(ceph_store)))
-    assert ceph_store.uploads() == []
+    assert len(parted_store.uploads()) == (fault.kind == "lost_answer")
+    abort(asked(parted_store))
+    assert parted_store.uploads() == []
 
 
 @pytest.mark.parametrize(
@@ -185,12 +191,12 @@ def test_what_does_not_pass_ends_in_bounded_time(moto_store, small_parts, soon, 
     assert moto_store.read("run/file") == data
 
 
-def test_a_bit_that_flips_on_the_way(ceph_store, small_parts, soon, proxied):
+def test_a_bit_that_flips_on_the_way(parted_store, small_parts, soon, proxied):
     """The store refuses a part that is not what was sent, and gets it again."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
+    proxy, data = proxied(parted_store), os.urandom(12 * MB)
     proxy.inject(corrupt(MB // 2), method="PUT")
-    send(objects_of(ceph_store), data)
-    assert ceph_store.read("run/file") == data
+    send(objects_of(parted_store), data)
+    assert parted_store.read("run/file") == data
 
 
 def test_a_refusal_is_not_tried_again(moto_store, small_parts, soon, proxied):
@@ -218,14 +224,14 @@ def test_whoever_waits_is_called_away(moto_store, small_parts, proxied):
     assert time.monotonic() - started < 10
 
 
-def test_credentials_that_may_not_list_uploads(ceph_store, small_parts, proxied):
+def test_credentials_that_may_not_list_uploads(parted_store, small_parts, proxied):
     """Where uploads may not be listed a file is sent from its beginning, and that is all."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
+    proxy, data = proxied(parted_store), os.urandom(12 * MB)
     proxy.inject(status(403, "AccessDenied"), method="GET", path=r"\?uploads", times=None)
-    send(objects_of(ceph_store), data, upto=PART)
-    assert send(objects_of(ceph_store), data).found == 0
-    assert abort(Amazon(objects_of(ceph_store))) == []
-    assert ceph_store.read("run/file") == data
+    send(objects_of(parted_store), data, upto=PART)
+    assert send(objects_of(parted_store), data).found == 0
+    assert abort(asked(parted_store)) == []
+    assert parted_store.read("run/file") == data
 
 
 def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
@@ -240,9 +246,11 @@ def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
 # -- bounds --------------------------------------------------------------------------------------------
 
 
-def test_memory_is_bounded(moto_store, small_parts, proxied, monkeypatch):
+@pytest.mark.parametrize("kind", ["moto", "gs"])
+def test_memory_is_bounded(kind, request, small_parts, proxied, monkeypatch):
     """However many files there are and however slow the server, no more parts are held than is stated, and none stays."""
-    proxy, data = proxied(moto_store), os.urandom(21 * MB)
+    store = request.getfixturevalue(f"{kind}_store")
+    proxy, data = proxied(store), os.urandom(21 * MB)
     proxy.inject(delay(0.2), path="partNumber", times=None)
     most, real = [], buffers.shared.take
 
@@ -253,14 +261,14 @@ def test_memory_is_bounded(moto_store, small_parts, proxied, monkeypatch):
 
     monkeypatch.setattr(buffers.shared, "take", take)
     names = ["one", "two", "three", "four"]
-    threads = [threading.Thread(target=send, args=(objects_of(moto_store), data, name)) for name in names]
+    threads = [threading.Thread(target=send, args=(objects_of(store), data, name)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert parts.AT_ONCE + 1 < max(most) <= parts.HELD + len(names)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
-    assert [moto_store.read(f"run/{name}") == data for name in names] == [True] * 4
+    assert [store.read(f"run/{name}") == data for name in names] == [True] * 4
 
 
 @pytest.mark.parametrize("end", ["failure", "called away"])

@@ -25,7 +25,7 @@ class Amazon:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.bucket = objects.address.bucket
-        self._client = _client(objects)
+        self._client = self._connected()
 
     def key(self, name: str) -> str:
         return self.objects.address.key(name)
@@ -55,7 +55,7 @@ class Amazon:
 
         def work(going: Callable[[], None]) -> Any:
             more = {"Body": Body(data, going)} if data is not None else {}
-            return getattr(self._client, method)(Bucket=self.bucket, **words, **more)
+            return self._request(getattr(self._client, method), Bucket=self.bucket, **words, **more)
 
         return Call(
             work,
@@ -75,46 +75,56 @@ class Amazon:
         """
         return self.begin(method, name, operation, **words).wait()
 
+    def _request(self, method: Callable[..., Any], **words: Any) -> Any:
+        """One request, in a thread that may wait for it."""
+        return method(**words)
 
-def _client(objects: Objects) -> Any:
-    key = (os.getpid(), stores.environment())
-    with _lock:
-        client = _clients.get(key)
-        if client is None:
-            client = _connect(objects)
-            _clients.clear()
-            _clients[key] = client
-    return client
+    def _connected(self) -> Any:
+        """The client of this process for what the environment says."""
+        key, scheme = (os.getpid(), stores.environment()), self.objects.address.scheme
+        with _lock:
+            held = _clients.get(scheme)
+            if held is None or held[0] != key:
+                held = _clients[scheme] = (key, self._connect())
+            return held[1]
+
+    def _connect(self) -> Any:
+        from botocore import UNSIGNED
+
+        found = stores.aws(self.objects.address)
+        return found.session.create_client(
+            "s3",
+            region_name=found.region or "us-east-1",
+            endpoint_url=found.endpoint or None,
+            config=config(
+                signature_version=UNSIGNED if found.anonymous else None,
+                s3={"addressing_style": "path"} if found.endpoint else None,
+            ),
+        )
 
 
-def _connect(objects: Objects) -> Any:
-    from botocore import UNSIGNED
+def config(**more: Any) -> Any:
+    """The client's settings: its limits, and words that every server understands."""
     from botocore.config import Config
 
-    found = stores.aws(objects.address)
-    return found.session.create_client(
-        "s3",
-        region_name=found.region or "us-east-1",
-        endpoint_url=found.endpoint or None,
-        config=Config(
-            # While a body is sent, this one bounds each piece.
-            connect_timeout=stores.QUICK_SECONDS,
-            read_timeout=calls.SILENT_SECONDS,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=2 * AT_ONCE,
-            signature_version=UNSIGNED if found.anonymous else None,
-            s3={"addressing_style": "path"} if found.endpoint else None,
-            ignore_configured_endpoint_urls=True,
-            # Checksums go along as headers; as trailers, which is the default, older servers do not know them.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            tcp_keepalive=True,
-        ),
+    return Config(
+        # While a body is sent, this one bounds each piece.
+        connect_timeout=stores.QUICK_SECONDS,
+        read_timeout=calls.SILENT_SECONDS,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=2 * AT_ONCE,
+        ignore_configured_endpoint_urls=True,
+        # Checksums go along as headers; as trailers, which is the default, older servers do not know them.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        tcp_keepalive=True,
+        **more,
     )
 
 
 _lock = threading.Lock()
-_clients: dict[tuple[int, int], Any] = {}
+_clients: dict[str, tuple[tuple[int, int], Any]] = {}
+"""By the kind of store: the client, and what it was made for."""
 
 
 def _after_fork() -> None:

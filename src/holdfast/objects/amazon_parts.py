@@ -41,6 +41,8 @@ class AmazonParts:
 
     whole_etags = True
     """Whether the etag of a whole object is made of those of its parts, where these are MD5s."""
+    by_md5 = False
+    """Whether each part goes along with its MD5, and not with its CRC32 where the store knows of these."""
 
     def __init__(self, amazon: Amazon, name: str, size: int, digest: str | None = None) -> None:
         self._amazon, self._name, self._size, self._digest = amazon, name, size, digest or None
@@ -76,7 +78,7 @@ class AmazonParts:
                 "write",
                 Key=self._key,
                 Metadata={DIGEST: self._digest} if self._digest is not None else {},
-                ChecksumAlgorithm="CRC32",
+                **({} if self.by_md5 else {"ChecksumAlgorithm": "CRC32"}),
             )
             # A server that does not say so knows nothing of it.
             self._upload, self._checked = answer["UploadId"], answer.get("ChecksumAlgorithm") == "CRC32"
@@ -87,8 +89,9 @@ class AmazonParts:
     def lies(self, number: int, data: memoryview) -> bool:
         """Whether this part lies there, with these bytes."""
         left = self._left.get(number)
-        self._crcs[number] = _crc32(data)
-        if left is not None or number == 1:
+        if not self.by_md5:
+            self._crcs[number] = _crc32(data)
+        if left is not None or number == 1 or self.by_md5:
             self._md5s[number] = _md5(data)
         if left is None or left != (len(data), self._md5s[number]):
             return False
@@ -100,6 +103,8 @@ class AmazonParts:
         words = {"Key": self._key, "UploadId": self._upload, "PartNumber": number}
         if self._checked:
             words["ChecksumCRC32"] = self._crcs[number]
+        if self.by_md5:
+            words["ContentMD5"] = base64.b64encode(bytes.fromhex(self._md5s[number])).decode()
         return self._amazon.begin("upload_part", self._name, "write", data, after, **words)
 
     def sent(self, number: int, answer: Any) -> None:
@@ -145,7 +150,7 @@ class AmazonParts:
 
     def _note(self, number: int, etag: str) -> None:
         self._parts[number] = {"PartNumber": number, "ETag": etag}
-        crc32 = self._crcs.pop(number)
+        crc32 = self._crcs.pop(number, "")
         if self._checked:
             self._parts[number]["ChecksumCRC32"] = crc32
 

@@ -56,6 +56,8 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Said:
+        if isinstance(error, HoldfastError):  # told already
+            return cls(0, "", "Connect" if error.facts.get("may_pass") else "")
         if isinstance(error, TimeoutError):
             return cls(0, "", "Timeout")
         response = getattr(error, "response", None)
@@ -102,13 +104,15 @@ def refusal(error: BaseException, address: Address, operation: str, name: str, s
     """The error to raise in the place of one of the library's.
 
     Args:
-        error: the library's.
+        error: the library's; one of Holdfast's is given back.
         address: the bucket and prefix.
         operation: what was tried, like "read".
         name: the object, relative to the address; "" for the whole.
         server: where the store was looked for, as it may be shown.
 
     """
+    if isinstance(error, HoldfastError):
+        return error
     said = Said.of(error)
     shown = f"{address.url}/{name}" if name else address.url
     kind = type(error).__name__

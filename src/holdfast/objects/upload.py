@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.objects import amazon_parts
+from holdfast.objects import amazon_parts, google
 from holdfast.objects.access import BULK, DIGEST, Objects
 from holdfast.objects.amazon import Amazon
 from holdfast.objects.amazon_parts import AmazonParts
+from holdfast.objects.google import Google
+from holdfast.objects.google_parts import GoogleParts
 from holdfast.objects.multipart import Multipart, Parts
 from holdfast.objects.parts import AT_ONCE, PART_SIZE, Order, part_size
 
@@ -23,6 +25,8 @@ def _parts(objects: Objects, name: str, size: int, digest: str | None) -> Parts 
     match objects.address.scheme:
         case "s3":
             return AmazonParts(Amazon(objects), name, size, digest)
+        case "gs" if google.reachable(objects.address):
+            return GoogleParts(Google(objects), name, size, digest)
     return None
 
 
@@ -31,6 +35,8 @@ def begun(objects: Objects) -> set[str]:
     match objects.address.scheme:
         case "s3":
             return {name for name, _ in amazon_parts.uploads(Amazon(objects))}
+        case "gs" if google.reachable(objects.address):
+            return {name for name, _ in amazon_parts.uploads(Google(objects))}
     return set()
 
 
@@ -39,6 +45,8 @@ def forget(objects: Objects, prefix: str) -> None:
     match objects.address.scheme:
         case "s3":
             amazon_parts.abort(Amazon(objects), prefix)
+        case "gs" if google.reachable(objects.address):
+            amazon_parts.abort(Google(objects), prefix)
 
 
 class Upload:

@@ -1,6 +1,7 @@
 """Fixtures: servers that start when a test first asks for them and stop with the process that runs the tests.
 
-`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph.
+`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph,
+`gs_store` one on what answers like Google's; `parted_store` one on each kind where large files are continued.
 With them the process's environment leads every client there and nowhere else. `proxied` puts faults between.
 """
 
@@ -14,6 +15,7 @@ from servers import stores
 from servers.faultproxy import FaultProxy
 
 KINDS = ("moto", "ceph", "azurite", "gs")
+PARTED = ("ceph", "gs")
 _running = {}
 
 
@@ -79,6 +81,18 @@ def moto_store(alone, monkeypatch):
 def ceph_store(alone, monkeypatch):
     """A bucket on a real gateway: for large objects, signatures and digests."""
     return _new("ceph", monkeypatch)
+
+
+@pytest.fixture
+def gs_store(alone, monkeypatch):
+    """A bucket on what answers as Google Cloud Storage does."""
+    return _new("gs", monkeypatch)
+
+
+@pytest.fixture(params=PARTED)
+def parted_store(request, alone, monkeypatch):
+    """A bucket on each kind of server where a large file that was interrupted goes on by part."""
+    return _new(request.param, monkeypatch)
 
 
 @pytest.fixture

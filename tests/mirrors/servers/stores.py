@@ -28,6 +28,7 @@ HARMLESS = {
     "GCE_METADATA_HOST": "127.0.0.1:9",
     "GCE_METADATA_IP": "127.0.0.1:9",
     "NO_GCE_CHECK": "true",
+    "CLOUDSDK_CONFIG": os.devnull,
     "NO_PROXY": "*",
 }
 """For every client in a test: with these nothing but loopback is touched."""
