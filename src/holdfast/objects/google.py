@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from holdfast.errors import UsageError
 from holdfast.objects import stores
 from holdfast.objects.access import Objects
 from holdfast.objects.amazon import Amazon, config
@@ -21,37 +22,36 @@ _AMAZONS = ("x-amz-", "amz-sdk-")
 
 
 def reachable(address: Address) -> bool:
-    """Whether there is a client, and a token for it, where one is needed."""
+    """Whether there is such a client, and a token for it."""
     try:
         import botocore  # noqa: F401
     except ImportError:
         return False
-    found = stores.google(address)
-    return found.anonymous or found.tokens is not None
+    return stores.google(address).tokens is not None
 
 
 class Google(Amazon):
     """The bucket that some objects lie in, at Google's.
 
     Args:
-        objects: below which prefix; its check calls away whoever waits.
+        objects: below which prefix, and `reachable`; its check calls away whoever waits.
 
     """
 
     def __init__(self, objects: Objects) -> None:
-        self._found = stores.google(objects.address)
+        tokens, self._endpoint = stores.google(objects.address)
+        if tokens is None:
+            raise UsageError(f"{objects.url} has no token for this client.", path=objects.url)
+        self._tokens = tokens
         super().__init__(objects)
 
     def _request(self, method: Any, **words: Any) -> Any:
         """One request; a second one with a new token where that of the first was refused."""
-        tokens = self._found.tokens
-        if tokens is None:
-            return method(**words)
-        token = tokens.token()
+        token = self._tokens.token()
         try:
             return method(**words)
         except Exception as error:
-            if Said.of(error).status != 401 or not tokens.refused(token):
+            if Said.of(error).status != 401 or not self._tokens.refused(token):
                 raise
         if "Body" in words:
             words["Body"].seek(0)
@@ -61,7 +61,7 @@ class Google(Amazon):
         import botocore.session
         from botocore import UNSIGNED
 
-        found = self._found
+        tokens = self._tokens
         # Nothing that is set for Amazon applies here: neither a profile nor what its files say.
         nowhere = {"config_file": os.devnull, "credentials_file": os.devnull, "profile": None}
         session = botocore.session.Session(
@@ -70,7 +70,7 @@ class Google(Amazon):
         client = session.create_client(
             "s3",
             region_name="auto",
-            endpoint_url=found.endpoint or _GOOGLES,
+            endpoint_url=self._endpoint or _GOOGLES,
             config=config(
                 signature_version=UNSIGNED,
                 s3={"addressing_style": "path"},
@@ -87,8 +87,7 @@ class Google(Amazon):
                         headers[googles + name[len(amazons) :]] = value
                 if name.lower().startswith(_AMAZONS):
                     del headers[name]
-            if found.tokens is not None:
-                headers["Authorization"] = f"Bearer {found.tokens.token().text}"
+            headers["Authorization"] = f"Bearer {tokens.token().text}"
 
         def understand(response_dict: Any, **_: Any) -> None:
             headers = response_dict["headers"]

@@ -234,15 +234,13 @@ class Google(NamedTuple):
     """What the environment and files say of Google's store: who asks, and whom.
 
     Attributes:
-        tokens: None where the library has to find out by itself, and where nobody asks.
+        tokens: None where the library has to find out by itself.
         endpoint: "" for Google's own.
-        anonymous: whether requests bring no token.
 
     """
 
     tokens: Tokens | None
     endpoint: str
-    anonymous: bool
 
 
 _held: dict[tuple[int, int], tuple[Tokens | None]] = {}
@@ -257,15 +255,13 @@ def google(address: Address) -> Google:
 
     """
     endpoint = _checked(_first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"), address)
-    if _truth("GOOGLE_SKIP_SIGNATURE"):
-        return Google(None, endpoint, anonymous=True)
     key = (os.getpid(), environment())
     held = _held.get(key)
     if held is None:
         held = (tokens.find(),)
         _held.clear()
         _held[key] = held
-    return Google(held[0], endpoint, anonymous=False)
+    return Google(held[0], endpoint)
 
 
 def _gs(address: Address) -> tuple[Any, ...]:

@@ -287,8 +287,7 @@ def _is_googles() -> bool:
 
 def _none(why: str) -> StorageError:
     return StorageError(
-        f"No token for Google Cloud Storage: {why}. Next: set {credentials_of('gs')}; for a bucket that is open to "
-        f"all, GOOGLE_SKIP_SIGNATURE=true.",
+        f"No token for Google Cloud Storage: {why}. Next: set {credentials_of('gs')}.",
         errno=errno.EACCES,
         operation="ask for a token for",
     )
