@@ -79,22 +79,22 @@ def test_two_servers_at_once(moto_store, ceph_store, run):
 # -- large files ---------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_copy_goes_on_by_part(parted_store, run, proxied, monkeypatch):
+def test_an_interrupted_copy_goes_on_by_part(ceph_store, run, proxied, monkeypatch):
     """After an interruption the next launch sends only the parts that are not there, counted on the wire."""
     monkeypatch.setattr(stores, "BULK_RETRIES", 0.1)
-    proxy = proxied(parted_store)
+    proxy = proxied(ceph_store)
     proxy.inject(status(403, "AccessDenied"), path="partNumber=[45]", times=None)
-    train(run, 1, [url_of(parted_store)], size=LARGE)
-    assert held(parted_store) == []
-    assert folders(parted_store) == [1]
+    train(run, 1, [url_of(ceph_store)], size=LARGE)
+    assert held(ceph_store) == []
+    assert folders(ceph_store) == [1]
     [event] = [event for event in events(run, "mirror") if "problem" in event][:1]
     assert "do not allow it" in event["problem"]
     proxy.heal()
     proxy.log.clear()
-    train(run, 0, [url_of(parted_store)], size=LARGE)
-    assert held(parted_store) == [1]
-    assert parted_store.uploads() == []
-    whole = parted_store.sizes()[key_of(parted_store, 1, "state.safetensors")]
+    train(run, 0, [url_of(ceph_store)], size=LARGE)
+    assert held(ceph_store) == [1]
+    assert ceph_store.uploads() == []
+    whole = ceph_store.sizes()[key_of(ceph_store, 1, "state.safetensors")]
     assert proxy.sent("PUT", "partNumber") == whole - 3 * parts.PART_SIZE
     [event] = [event for event in events(run, "mirror") if "bytes" in event]
     assert event["bytes"] < whole - 3 * parts.PART_SIZE + 100_000, "the history says more than was sent"
