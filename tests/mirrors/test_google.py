@@ -145,6 +145,27 @@ def test_renewed_credentials_are_looked_for_anew(signed, issuer, shim, account, 
     assert issuer.given == 2
 
 
+def test_an_account_elsewhere(signed, issuer, monkeypatch, tmp_path, recwarn):
+    """Credentials that are exchanged for a token, as another cloud's machines have them, are taken as well."""
+    (tmp_path / "subject").write_text("planted")
+    path = tmp_path / "elsewhere.json"
+    path.write_text(
+        json.dumps(
+            {
+                "type": "external_account",
+                "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/a/providers/b",
+                "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+                "token_url": f"http://{issuer.host}/token",
+                "credential_source": {"file": str(tmp_path / "subject")},
+            }
+        )
+    )
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    Objects.at(signed.url).put("small", b"1")
+    assert signed.keys() == ["small"]
+    assert not [one for one in recwarn if one.category is DeprecationWarning]
+
+
 def test_before_its_end():
     """A token is renewed some minutes before it runs out, at half of a short life; while it is valid a failure is no matter."""
     now, problem, asked = time.time(), None, []
@@ -317,6 +338,8 @@ def test_nothing_of_amazons_is_looked_at(gs_store, small_parts, monkeypatch, tmp
     data = os.urandom(12 * MB)
     send(gs_store, data)
     assert gs_store.read("run/file") == data
+    monkeypatch.delenv("GOOGLE_BASE_URL")
+    assert Google(Objects.at(gs_store.url))._client.meta.endpoint_url == "https://storage.googleapis.com"
 
 
 @pytest.mark.parametrize("lacking", ["botocore", "google.auth.transport.requests"])

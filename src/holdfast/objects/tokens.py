@@ -13,6 +13,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -192,8 +193,11 @@ def _credentials(info: dict[str, Any]) -> Any:
             return google.oauth2.service_account.Credentials.from_service_account_info(info, scopes=[_SCOPE])
         case "authorized_user":
             return google.oauth2.credentials.Credentials.from_authorized_user_info(info)
-    # Without scopes at first: with them some kinds would ask the network for a project already.
-    found, _ = google.auth.load_credentials_from_dict(info)
+    with warnings.catch_warnings():
+        # It warns of files from strangers; this one is named by whoever runs us.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Without scopes at first: with them some kinds would ask the network for a project already.
+        found, _ = google.auth.load_credentials_from_dict(info)
     return google.auth.credentials.with_scopes_if_required(found, [_SCOPE])
 
 

@@ -50,7 +50,12 @@ class Issuer:
 
     def token(self):
         self.given += 1
-        return {"access_token": f"token-{self.given}", "expires_in": self.lives, "token_type": "Bearer"}
+        return {
+            "access_token": f"token-{self.given}",
+            "expires_in": self.lives,
+            "token_type": "Bearer",
+            "issued_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        }
 
     def __enter__(self):
         self._thread.start()
