@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.objects import amazon_parts
+from holdfast.objects import amazon_parts, azure_parts
 from holdfast.objects.access import BULK, DIGEST, Objects
 from holdfast.objects.amazon import Amazon
 from holdfast.objects.amazon_parts import AmazonParts
+from holdfast.objects.azure import Azure
+from holdfast.objects.azure_parts import AzureParts
 from holdfast.objects.multipart import Multipart, Parts
 from holdfast.objects.parts import AT_ONCE, PART_SIZE, Order, part_size
 
@@ -23,6 +25,10 @@ def _parts(objects: Objects, name: str, size: int, digest: str | None) -> Parts 
     match objects.address.scheme:
         case "s3":
             return AmazonParts(Amazon(objects), name, size, digest)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                blocks = AzureParts(azure, name, size, digest)
+                return blocks if blocks.may() else None
     return None
 
 
@@ -31,6 +37,9 @@ def begun(objects: Objects) -> set[str]:
     match objects.address.scheme:
         case "s3":
             return {name for name, _ in amazon_parts.uploads(Amazon(objects))}
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                return azure_parts.begun(azure)
     return set()
 
 
@@ -39,6 +48,9 @@ def forget(objects: Objects, prefix: str) -> None:
     match objects.address.scheme:
         case "s3":
             amazon_parts.abort(Amazon(objects), prefix)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                azure_parts.abort(azure, prefix)
 
 
 class Upload:

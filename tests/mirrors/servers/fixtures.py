@@ -1,6 +1,7 @@
 """Fixtures: servers that start when a test first asks for them and stop with the process that runs the tests.
 
-`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph.
+`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph,
+`azurite_store` a container on Azurite.
 With them the process's environment leads every client there and nowhere else. `proxied` puts faults between.
 """
 
@@ -79,6 +80,12 @@ def moto_store(alone, monkeypatch):
 def ceph_store(alone, monkeypatch):
     """A bucket on a real gateway: for large objects, signatures and digests."""
     return _new("ceph", monkeypatch)
+
+
+@pytest.fixture
+def azurite_store(alone, monkeypatch):
+    """A container on Microsoft's emulator."""
+    return _new("azurite", monkeypatch)
 
 
 @pytest.fixture

@@ -229,8 +229,27 @@ class Azurite:
         self._store(bucket).delete(key)
 
     def uploads(self, bucket, prefix=""):
-        """Blocks that were put and never listed cannot be asked for, and go by themselves after a week."""
-        return []
+        """The blobs of which there are blocks and no list: (key, "")."""
+        container = self.client().get_container_client(bucket)
+        there = container.list_blobs(name_starts_with=prefix, include=["uncommittedblobs"])
+        return [(name, "") for name in sorted({blob.name for blob in there} - set(self.sizes(bucket)))]
+
+    def blocks(self, bucket, key):
+        """The ids of the blocks of a blob of which no list was put, and their sizes."""
+        from azure.core.exceptions import ResourceNotFoundError
+
+        try:
+            _, there = self.client().get_blob_client(bucket, key).get_block_list("all")
+        except ResourceNotFoundError:
+            return {}
+        return {block.id: block.size for block in there}
+
+    def client(self):
+        """Microsoft's client, which knows nothing of the environment."""
+        from azure.core.credentials import AzureNamedKeyCredential
+        from azure.storage.blob import BlobServiceClient
+
+        return BlobServiceClient(self.endpoint, credential=AzureNamedKeyCredential(_ACCOUNT, _ACCOUNT_KEY))
 
     def stop(self):
         self._process.stop()
