@@ -13,8 +13,10 @@ from servers.fixtures import (  # noqa: F401
     alone,
     azurite_store,
     ceph_store,
+    light_store,
     moto_store,
     proxied,
+    real_store,
     store,
 )
 

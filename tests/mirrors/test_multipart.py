@@ -1,8 +1,6 @@
 """Files on their way into a bucket: in parts, continued by part, checked, within bounds."""
 
-import base64
 import os
-import re
 import threading
 import time
 
@@ -40,33 +38,6 @@ def soon(monkeypatch):
 def each(request):
     """A bucket on each server where uploads go on by part."""
     return request.getfixturevalue(f"{request.param}_store")
-
-
-@pytest.fixture(params=["ceph", "azurite"])
-def real(request):
-    """A bucket on a server of each kind that looks at what it gets."""
-    return request.getfixturevalue(f"{request.param}_store")
-
-
-@pytest.fixture(params=["moto", "azurite"])
-def light(request):
-    """A bucket on a server of each kind that is there soon."""
-    return request.getfixturevalue(f"{request.param}_store")
-
-
-def part(store, *numbers):
-    """What is in the target of the requests that send these parts, or any."""
-    if store.server.scheme == "s3":
-        return rf"partNumber=({'|'.join(map(str, numbers)) or '.'})\b"
-    ids = [base64.b64encode(f"hf{number:07}".encode()).decode() for number in numbers]
-    return rf"comp=block&blockid=({'|'.join(map(re.escape, ids)) or '.'})"
-
-
-def asking(store):
-    """The method and the target of the requests by which an upload begins, and of those by which it ends."""
-    if store.server.scheme == "s3":
-        return [("POST", "uploads$"), ("POST", "uploadId=")]
-    return [("GET", "comp=blocklist"), ("PUT", "comp=blocklist")]
 
 
 def objects_of(store, check=lambda: None):
@@ -108,7 +79,7 @@ def test_an_interrupted_file_goes_on_by_part(each, small_parts, proxied):
     proxy = proxied(each)
     attempt = send(objects_of(each), data)
     assert attempt.found == 2 * PART
-    assert proxy.sent("PUT", part(each)) == 23 * MB - 2 * PART
+    assert proxy.sent("PUT", each.part()) == 23 * MB - 2 * PART
     assert each.read("run/file") == data
     assert each.uploads() == []
 
@@ -173,18 +144,18 @@ PASSING = [status(503), status(429, "Throttling"), reset(MB), lost_answer()]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.value}")
-def test_what_passes_is_waited_for(real, small_parts, soon, proxied, fault):
+def test_what_passes_is_waited_for(real_store, small_parts, soon, proxied, fault):
     """A fault that passes, at each of an upload's requests once, is waited out; the file is there, and nothing is left."""
-    proxy, data = proxied(real), os.urandom(12 * MB)
-    for method, path in [*asking(real), ("PUT", part(real, 2)), ("HEAD", "")]:
+    proxy, data = proxied(real_store), os.urandom(12 * MB)
+    for method, path in [*real_store.server.asking, ("PUT", real_store.part(2)), ("HEAD", "")]:
         proxy.inject(fault, method=method, path=path)
-    send(objects_of(real), data)
+    send(objects_of(real_store), data)
     assert len([request for request in proxy.log if request.fault]) == 4
-    assert real.read("run/file") == data
+    assert real_store.read("run/file") == data
     # Whoever asked S3 for an upload and never heard its name finds it next time.
-    assert len(real.uploads()) == (fault.kind == "lost_answer" and real.server.scheme == "s3")
-    forget(objects_of(real), "")
-    assert real.uploads() == []
+    assert len(real_store.uploads()) == (fault.kind == "lost_answer" and real_store.server.scheme == "s3")
+    forget(objects_of(real_store), "")
+    assert real_store.uploads() == []
 
 
 @pytest.mark.parametrize(
@@ -197,44 +168,44 @@ def test_what_passes_is_waited_for(real, small_parts, soon, proxied, fault):
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_what_does_not_pass_ends_in_bounded_time(light, small_parts, soon, proxied, fault, words):
+def test_what_does_not_pass_ends_in_bounded_time(light_store, small_parts, soon, proxied, fault, words):
     """A fault that stays becomes an error that says what it is, within the limits, and the file goes on afterwards."""
-    proxy, data = proxied(light), os.urandom(26 * MB)
-    proxy.inject(fault, path=part(light, *range(2, 10)), times=None)
-    proxy.inject(delay(0.8), path=part(light, 1))  # still on its way when the next one fails
+    proxy, data = proxied(light_store), os.urandom(26 * MB)
+    proxy.inject(fault, path=light_store.part(*range(2, 10)), times=None)
+    proxy.inject(delay(0.8), path=light_store.part(1))  # still on its way when the next one fails
     started = time.monotonic()
     with pytest.raises(StorageError, match=words) as caught:
-        send(objects_of(light), data)
+        send(objects_of(light_store), data)
     assert time.monotonic() - started < 10, "the limits do not hold"
-    assert light.url in str(caught.value)
+    assert light_store.url in str(caught.value)
     assert caught.value.__context__ is None, "the client's own error may quote what was signed"
-    assert light.keys() == []
+    assert light_store.keys() == []
     proxy.heal()
-    assert send(objects_of(light), data).found == PART
-    assert light.read("run/file") == data
+    assert send(objects_of(light_store), data).found == PART
+    assert light_store.read("run/file") == data
 
 
-def test_a_bit_that_flips_on_the_way(real, small_parts, soon, proxied):
+def test_a_bit_that_flips_on_the_way(real_store, small_parts, soon, proxied):
     """The store refuses a part that is not what was sent, and gets it again."""
-    proxy, data = proxied(real), os.urandom(12 * MB)
-    proxy.inject(corrupt(MB // 2), method="PUT", path=part(real))
-    send(objects_of(real), data)
-    assert real.read("run/file") == data
+    proxy, data = proxied(real_store), os.urandom(12 * MB)
+    proxy.inject(corrupt(MB // 2), method="PUT", path=real_store.part())
+    send(objects_of(real_store), data)
+    assert real_store.read("run/file") == data
 
 
-def test_a_refusal_is_not_tried_again(light, small_parts, soon, proxied):
+def test_a_refusal_is_not_tried_again(light_store, small_parts, soon, proxied):
     """What will not pass by itself is asked once."""
-    proxy = proxied(light)
-    proxy.inject(status(403, "AccessDenied"), path=part(light, 1), times=None)
+    proxy = proxied(light_store)
+    proxy.inject(status(403, "AccessDenied"), path=light_store.part(1), times=None)
     with pytest.raises(StorageError):
-        send(objects_of(light), os.urandom(12 * MB))
-    assert len(proxy.requests(path=part(light, 1))) == 1
+        send(objects_of(light_store), os.urandom(12 * MB))
+    assert len(proxy.requests(path=light_store.part(1))) == 1
 
 
-def test_whoever_waits_is_called_away(light, small_parts, proxied):
+def test_whoever_waits_is_called_away(light_store, small_parts, proxied):
     """A wait for a part that hangs ends as soon as the check says so, and the process need not wait for the part."""
-    proxy, asked = proxied(light), threading.Event()
-    proxy.inject(hang(), path=part(light), times=None)
+    proxy, asked = proxied(light_store), threading.Event()
+    proxy.inject(hang(), path=light_store.part(), times=None)
 
     def check():
         if asked.is_set():
@@ -243,7 +214,7 @@ def test_whoever_waits_is_called_away(light, small_parts, proxied):
     threading.Timer(1.0, asked.set).start()
     started = time.monotonic()
     with pytest.raises(InterruptedError):
-        send(objects_of(light, check), os.urandom(12 * MB))
+        send(objects_of(light_store, check), os.urandom(12 * MB))
     assert time.monotonic() - started < 10
 
 
@@ -269,10 +240,10 @@ def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
 # -- bounds --------------------------------------------------------------------------------------------
 
 
-def test_memory_is_bounded(light, small_parts, proxied, monkeypatch):
+def test_memory_is_bounded(light_store, small_parts, proxied, monkeypatch):
     """However many files there are and however slow the server, no more parts are held than is stated, and none stays."""
-    proxy, data = proxied(light), os.urandom(21 * MB)
-    proxy.inject(delay(0.2), path=part(light), times=None)
+    proxy, data = proxied(light_store), os.urandom(21 * MB)
+    proxy.inject(delay(0.2), path=light_store.part(), times=None)
     most, real = [], buffers.shared.take
 
     def take(*words, **more):
@@ -282,37 +253,37 @@ def test_memory_is_bounded(light, small_parts, proxied, monkeypatch):
 
     monkeypatch.setattr(buffers.shared, "take", take)
     names = ["one", "two", "three", "four"]
-    threads = [threading.Thread(target=send, args=(objects_of(light), data, name)) for name in names]
+    threads = [threading.Thread(target=send, args=(objects_of(light_store), data, name)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert parts.AT_ONCE + 1 < max(most) <= parts.HELD + len(names)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
-    assert [light.read(f"run/{name}") == data for name in names] == [True] * 4
+    assert [light_store.read(f"run/{name}") == data for name in names] == [True] * 4
 
 
 @pytest.mark.parametrize("end", ["failure", "called away"])
-def test_memory_comes_back_from_what_failed(light, small_parts, soon, proxied, end):
+def test_memory_comes_back_from_what_failed(light_store, small_parts, soon, proxied, end):
     """After a failed attempt, and one that was called away, all memory is given back once nobody reads it."""
-    proxy = proxied(light)
-    proxy.inject(status(403) if end == "failure" else hang(), path=part(light), times=None)
+    proxy = proxied(light_store)
+    proxy.inject(status(403) if end == "failure" else hang(), path=light_store.part(), times=None)
 
     def check():
-        if end != "failure" and proxy.requests(path=part(light)):
+        if end != "failure" and proxy.requests(path=light_store.part()):
             raise InterruptedError
 
     with pytest.raises((StorageError, InterruptedError)):
-        send(objects_of(light, check), os.urandom(31 * MB))
+        send(objects_of(light_store, check), os.urandom(31 * MB))
     limit = time.monotonic() + 30
     while buffers.shared._out and time.monotonic() < limit:
         time.sleep(0.05)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
 
 
-def test_bytes_come_in_order(light, small_parts):
+def test_bytes_come_in_order(light_store, small_parts):
     """Bytes that are not the next, too many or too few are refused."""
-    attempt = upload(objects_of(light), "file", PART + 10)
+    attempt = upload(objects_of(light_store), "file", PART + 10)
     attempt.write(memoryview(bytes(PART + 5)), 0)
     with pytest.raises(UsageError, match="expected byte 5242885, found 6"):
         attempt.write(memoryview(b"7"), 6)
@@ -321,7 +292,7 @@ def test_bytes_come_in_order(light, small_parts):
     with pytest.raises(UsageError, match="more were written"):
         attempt.write(memoryview(b"1234567"), PART + 5)
     attempt.close()
-    assert light.keys() == []
+    assert light_store.keys() == []
 
 
 def test_the_same_place_and_credentials_for_both_clients(ceph_store, small_parts, monkeypatch, tmp_path):

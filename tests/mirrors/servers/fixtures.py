@@ -88,6 +88,18 @@ def azurite_store(alone, monkeypatch):
     return _new("azurite", monkeypatch)
 
 
+@pytest.fixture(params=["ceph", "azurite"])
+def real_store(request):
+    """A bucket on a server of each kind that looks at what it gets, and where uploads go on by part."""
+    return request.getfixturevalue(f"{request.param}_store")
+
+
+@pytest.fixture(params=["moto", "azurite"])
+def light_store(request):
+    """The same on those that are there soon."""
+    return request.getfixturevalue(f"{request.param}_store")
+
+
 @pytest.fixture
 def proxied(monkeypatch):
     """Puts a proxy between clients and a store from now on: `proxy = proxied(store)`."""
