@@ -11,11 +11,14 @@ import pytest
 from servers.fixtures import (  # noqa: F401
     _stop_servers,
     alone,
+    azurite_store,
     ceph_store,
     gs_store,
+    light_store,
     moto_store,
     parted_store,
     proxied,
+    real_store,
     store,
 )
 

@@ -11,7 +11,6 @@ from holdfast.objects import calls, stores
 from holdfast.objects.access import Objects
 from holdfast.objects.calls import Body, Call
 from holdfast.objects.parts import AT_ONCE
-from holdfast.objects.refusals import refusal
 
 
 class Amazon:
@@ -50,21 +49,12 @@ class Amazon:
             words: the method's arguments, beside those for the bucket and the body.
 
         """
-        bulk = data is not None
-        address, server = self.objects.address, self.objects._stores.server
 
-        def work(going: Callable[[], None]) -> Any:
-            more = {"Body": Body(data, going)} if data is not None else {}
+        def work(body: Body | None) -> Any:
+            more = {"Body": body} if body is not None else {}
             return self._request(getattr(self._client, method), Bucket=self.bucket, **words, **more)
 
-        return Call(
-            work,
-            stores.BULK_SECONDS if bulk else calls.SILENT_SECONDS,
-            stores.BULK_RETRIES if bulk else stores.QUICK_RETRIES,
-            self.objects._check,
-            lambda error: stores.heed(refusal(error, address, operation, name, server)),
-            after,
-        )
+        return calls.begin(self.objects, work, name, operation, data, after)
 
     def ask(self, method: str, name: str, operation: str, **words: Any) -> Any:
         """The answer to a call without a body.

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from holdfast.errors import HoldfastError, StorageError
-from holdfast.objects.refusals import Said
+from holdfast.objects import stores
+from holdfast.objects.access import Objects
+from holdfast.objects.refusals import Said, refusal
 from holdfast.payload.threads import Ticket
 
 SILENT_SECONDS = 60.0
@@ -135,3 +137,37 @@ class Call(Generic[_T]):
         self._after()
         # Outside of the except block: the client's error may quote what was signed.
         self._ticket.finish(failure)
+
+
+def begin(
+    objects: Objects,
+    work: Callable[[Body | None], _T],
+    name: str,
+    operation: str,
+    data: memoryview | None = None,
+    after: Callable[[], None] = lambda: None,
+) -> Call[_T]:
+    """Begins a call about an object: with more time where it has a body.
+
+    Args:
+        objects: where; their check calls away whoever waits.
+        work: makes the call; gets its body, where there is one.
+        name: the object.
+        operation: what an error says was tried.
+        data: the body.
+        after: called when it has ended, and nobody reads the body any more; also where this raises.
+
+    """
+    address, server, bulk = objects.address, objects._stores.server, data is not None
+
+    def attempt(going: Callable[[], None]) -> _T:
+        return work(Body(data, going) if data is not None else None)
+
+    return Call(
+        attempt,
+        stores.BULK_SECONDS if bulk else SILENT_SECONDS,
+        stores.BULK_RETRIES if bulk else stores.QUICK_RETRIES,
+        objects._check,
+        lambda error: stores.heed(refusal(error, address, operation, name, server)),
+        after,
+    )

@@ -29,10 +29,30 @@ _BOTOCORE = {
     "ResponseStreamingError": "Interrupted",
 }
 """What botocore's errors without an answer mean."""
+_AZURE = {
+    "ServiceRequestError": "Connect",
+    "ServiceRequestTimeoutError": "Connect",
+    "ServiceResponseError": "Interrupted",
+    "ServiceResponseTimeoutError": "Timeout",
+    "IncompleteReadError": "Interrupted",
+    "HttpResponseError": "Decode",
+    "DecodeError": "Decode",
+}
+"""The same for those of Microsoft's client."""
 
 _PASSING = frozenset([408, 429, 500, 502, 503, 504])
 _PASSING_CODES = frozenset(
-    ["BadDigest", "InternalError", "RequestTimeout", "SlowDown", "Throttling", "XAmzContentSHA256Mismatch"]
+    [
+        *(
+            "BadDigest",
+            "InternalError",
+            "RequestTimeout",
+            "SlowDown",
+            "Throttling",
+            "XAmzContentSHA256Mismatch",
+        ),
+        *("Md5Mismatch", "InvalidOperation"),  # the second is what the emulator says of the first
+    ]
 )
 
 _CREDENTIALS = {
@@ -66,6 +86,14 @@ class Said(NamedTuple):
             return cls(status, _WORD.sub("", str(response.get("Error", {}).get("Code", "")))[:60], "")
         if type(error).__name__ in _BOTOCORE:
             return cls(0, "", _BOTOCORE[type(error).__name__])
+        if type(error).__module__.startswith("azure."):
+            status = getattr(error, "status_code", None) or 0
+            code = getattr(error, "error_code", None) or ""
+            return cls(
+                status,
+                _WORD.sub("", str(getattr(code, "value", code)))[:60],
+                "" if status else _AZURE.get(type(error).__name__, ""),
+            )
         if type(error).__module__.startswith(
             "botocore."
         ):  # its way to the credentials failed, before any request

@@ -283,16 +283,60 @@ def _gs(address: Address) -> tuple[Any, ...]:
     return make, redacted(found.endpoint) or "Google Cloud Storage", ready
 
 
+class Azure(NamedTuple):
+    """What the environment says of Azure.
+
+    Attributes:
+        url: of the account, below which its containers are; "" where it is not told.
+        account: its name.
+        key: "" where there is none.
+        sas: a signature that somebody gave, as a query; "" where there is none.
+        emulator: whether it is the emulator, as the environment says.
+
+    """
+
+    url: str
+    account: str
+    key: str
+    sas: str
+    emulator: bool
+
+
+_EMULATOR = ("http://127.0.0.1:10000", "devstoreaccount1")
+# Printed in the emulator's documentation: no secret.
+_EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def azure(address: Address) -> Azure:
+    """Where an address in Azure is, and the secrets that stand in the environment; obstore reads the same.
+
+    Raises:
+        StorageError: the endpoint is none.
+
+    """
+    emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
+    account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+    key = _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY")
+    sas = _first("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY")
+    if emulator:
+        account = account or _EMULATOR[1]
+        url = f"{_checked(_first('AZURITE_BLOB_STORAGE_URL'), address) or _EMULATOR[0]}/{account}"
+        key = key or ("" if sas else _EMULATOR_KEY)
+    else:
+        url = _checked(_first("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), address)
+        if account and not url and not _truth("AZURE_USE_FABRIC_ENDPOINT"):
+            url = f"https://{account}.blob.core.windows.net"
+    return Azure(url, account, key, sas, emulator)
+
+
 def _az(address: Address) -> tuple[Any, ...]:
     from obstore.store import AzureStore
 
-    emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
-    named = ["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", *(["AZURITE_BLOB_STORAGE_URL"] if emulator else [])]
-    base = _checked(_first(*named), address)
-    account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+    found = azure(address)
 
     def make(seconds: float, retries: float) -> Any:
-        return AzureStore(address.bucket, **_options(seconds, retries, http=emulator or _plain(base)))
+        http = found.emulator or _plain(found.url)
+        return AzureStore(address.bucket, **_options(seconds, retries, http=http))
 
-    default = "the Azure emulator" if emulator else f"Azure ({account or 'no account named'})"
-    return make, redacted(base) or default
+    own = not found.url or found.url.endswith(".blob.core.windows.net")
+    return make, f"Azure ({found.account or 'no account named'})" if own else redacted(found.url)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.objects import amazon_parts, google
+from holdfast.objects import amazon_parts, azure_parts, google
 from holdfast.objects.access import BULK, DIGEST, Objects
 from holdfast.objects.amazon import Amazon
 from holdfast.objects.amazon_parts import AmazonParts
+from holdfast.objects.azure import Azure
+from holdfast.objects.azure_parts import AzureParts
 from holdfast.objects.google import Google
 from holdfast.objects.google_parts import GoogleParts
 from holdfast.objects.multipart import Multipart, Parts
@@ -27,6 +29,10 @@ def _parts(objects: Objects, name: str, size: int, digest: str | None) -> Parts 
             return AmazonParts(Amazon(objects), name, size, digest)
         case "gs" if google.reachable(objects.address):
             return GoogleParts(Google(objects), name, size, digest)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                blocks = AzureParts(azure, name, size, digest)
+                return blocks if blocks.may() else None
     return None
 
 
@@ -37,6 +43,9 @@ def begun(objects: Objects) -> set[str]:
             return {name for name, _ in amazon_parts.uploads(Amazon(objects))}
         case "gs" if google.reachable(objects.address):
             return {name for name, _ in amazon_parts.uploads(Google(objects))}
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                return azure_parts.begun(azure)
     return set()
 
 
@@ -47,6 +56,9 @@ def forget(objects: Objects, prefix: str) -> None:
             amazon_parts.abort(Amazon(objects), prefix)
         case "gs" if google.reachable(objects.address):
             amazon_parts.abort(Google(objects), prefix)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                azure_parts.abort(azure, prefix)
 
 
 class Upload:
