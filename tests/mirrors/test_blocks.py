@@ -220,23 +220,35 @@ def test_a_token(azurite_store, monkeypatch):
         forget(objects_of(azurite_store), "")
 
 
-@pytest.mark.parametrize("lacks", ["library", "key to sign with", "right to read"])
-def test_without_what_it_takes(azurite_store, monkeypatch, lacks):
+@pytest.mark.parametrize("lacks", ["library", "key to sign with", "right to read", "answer"])
+def test_without_what_it_takes(azurite_store, proxied, monkeypatch, lacks):
     """Where blocks cannot be asked for, a file is sent from its beginning, as a whole, and nothing else changes."""
     server = azurite_store.server
+    send(azurite_store, upto=2 * MB)  # and what lies there in blocks is not in the way
     with TokenShim(server, gives=False) as shim:
         if lacks == "library":
             monkeypatch.setitem(sys.modules, "azure.storage.blob", None)
+            monkeypatch.setattr(azure, "_connections", {})
         elif lacks == "key to sign with":
             alone_with(monkeypatch, azurite_store, shim.url, AZURE_STORAGE_TOKEN=TOKEN)
+        elif lacks == "answer":
+            proxy = proxied(azurite_store)
+            proxy.inject(status(409, "BlobOperationNotSupported"), path="comp=blocklist.*=all", times=None)
+            proxy.inject(status(400, "UnsupportedQueryParameter"), path="uncommitted", times=None)
         else:
             signature = server.signature("wdl")
             alone_with(monkeypatch, azurite_store, server.endpoint, AZURE_STORAGE_SAS_TOKEN=signature)
-        send(azurite_store, upto=2 * MB)
         assert isinstance(send(azurite_store), Upload)
         assert begun(objects_of(azurite_store)) == set()
         forget(objects_of(azurite_store), "")
     assert azurite_store.read("run/file") == DATA
+
+
+def test_an_endpoint_however_it_is_written():
+    """Capitals and a standard port do not make another place of an endpoint."""
+    assert azure._below("https://account.blob/c/run/x?sig=1", "https://Account.blob:443/c/")
+    assert not azure._below("https://account.blob/c/run/x?sig=1", "https://other.blob/c/")
+    assert not azure._below("https://account.blob/c/run/x?sig=1", "https://account.blob/d/")
 
 
 def test_the_emulator_by_its_switch(azurite_store, monkeypatch):

@@ -1,4 +1,4 @@
-"""Large files in the stores whose uploads are not continued by part: Azure's and Google's."""
+"""Large files in the store whose uploads are not continued by part: Google's."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from holdfast.mirrors import copying
 from holdfast.objects.access import Objects
 
 
-@pytest.mark.parametrize("kind", ["azurite", "gs"])
+@pytest.mark.parametrize("kind", ["gs"])
 def test_a_large_file_on_each_kind(kind, request, alone, monkeypatch, tmp_path):
     """A file of several parts that was interrupted in the middle is whole in the end, and comes back to the bit."""
     from servers.fixtures import _new
