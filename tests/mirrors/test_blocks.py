@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from urllib.parse import parse_qs, unquote
 
 import pytest
 from mirrored_runs import train
@@ -156,20 +157,22 @@ def test_two_that_send_something_else(azurite_store):
     assert azurite_store.read("run/file") == others
 
 
-def test_what_is_finished_meanwhile_is_not_forgotten(azurite_store, monkeypatch):
-    """Blocks that became a file after they were seen as leftovers stay a file."""
+@pytest.mark.parametrize("moment", [0, 1])
+def test_what_is_finished_meanwhile_is_not_forgotten(azurite_store, monkeypatch, moment):
+    """Blocks that became a file after they were seen as leftovers stay a file, at any moment."""
     send(azurite_store, upto=2 * MB)
-    real = azure.Azure.blob
-    finished = []
+    real, asked = azure.Azure.ask, []
 
-    def blob(self, method, name):
-        if method == "DELETE" and not finished:
-            finished.append(send(azurite_store))
-        return real(self, method, name)
+    def ask(self, work, name, operation):
+        if operation == "delete":
+            if len(asked) == moment:
+                send(azurite_store)
+            asked.append(name)
+        return real(self, work, name, operation)
 
-    monkeypatch.setattr(azure.Azure, "blob", blob)
+    monkeypatch.setattr(azure.Azure, "ask", ask)
     forget(objects_of(azurite_store), "")
-    assert finished
+    assert len(asked) == moment + 1
     assert azurite_store.read("run/file") == DATA
 
 
@@ -188,14 +191,15 @@ def alone_with(monkeypatch, store, endpoint, **variables):
 @pytest.mark.parametrize("encoded", [True, False])
 def test_a_signature_that_somebody_gave(azurite_store, proxied, monkeypatch, encoded):
     """With a signature in the place of a key files go on by block as well, however it was written down."""
-    from urllib.parse import unquote
-
-    signature = azurite_store.server.signature()
+    signatures = (azurite_store.server.signature(days=days) for days in range(1, 100))
+    signature = next(signature for signature in signatures if "%2B" in signature)
+    given = f"?{signature if encoded else unquote(signature)}"
+    assert parse_qs(azure._query(given)) == parse_qs(signature)
     alone_with(
         monkeypatch,
         azurite_store,
         proxied(azurite_store).url,
-        AZURE_STORAGE_SAS_TOKEN=f"?{signature}" if encoded else unquote(signature),
+        AZURE_STORAGE_SAS_TOKEN=given,
     )
     send(azurite_store, upto=2 * MB)
     assert begun(objects_of(azurite_store)) == {"file"}
@@ -216,23 +220,35 @@ def test_a_token(azurite_store, monkeypatch):
         forget(objects_of(azurite_store), "")
 
 
-@pytest.mark.parametrize("lacks", ["library", "key to sign with", "right to read"])
-def test_without_what_it_takes(azurite_store, monkeypatch, lacks):
+@pytest.mark.parametrize("lacks", ["library", "key to sign with", "right to read", "answer"])
+def test_without_what_it_takes(azurite_store, proxied, monkeypatch, lacks):
     """Where blocks cannot be asked for, a file is sent from its beginning, as a whole, and nothing else changes."""
     server = azurite_store.server
+    send(azurite_store, upto=2 * MB)  # and what lies there in blocks is not in the way
     with TokenShim(server, gives=False) as shim:
         if lacks == "library":
             monkeypatch.setitem(sys.modules, "azure.storage.blob", None)
+            monkeypatch.setattr(azure, "_connections", {})
         elif lacks == "key to sign with":
             alone_with(monkeypatch, azurite_store, shim.url, AZURE_STORAGE_TOKEN=TOKEN)
+        elif lacks == "answer":
+            proxy = proxied(azurite_store)
+            proxy.inject(status(409, "BlobOperationNotSupported"), path="comp=blocklist.*=all", times=None)
+            proxy.inject(status(400, "UnsupportedQueryParameter"), path="uncommitted", times=None)
         else:
             signature = server.signature("wdl")
             alone_with(monkeypatch, azurite_store, server.endpoint, AZURE_STORAGE_SAS_TOKEN=signature)
-        send(azurite_store, upto=2 * MB)
         assert isinstance(send(azurite_store), Upload)
         assert begun(objects_of(azurite_store)) == set()
         forget(objects_of(azurite_store), "")
     assert azurite_store.read("run/file") == DATA
+
+
+def test_an_endpoint_however_it_is_written():
+    """Capitals and a standard port do not make another place of an endpoint."""
+    assert azure._below("https://account.blob/c/run/x?sig=1", "https://Account.blob:443/c/")
+    assert not azure._below("https://account.blob/c/run/x?sig=1", "https://other.blob/c/")
+    assert not azure._below("https://account.blob/c/run/x?sig=1", "https://account.blob/d/")
 
 
 def test_the_emulator_by_its_switch(azurite_store, monkeypatch):
@@ -245,13 +261,11 @@ def test_the_emulator_by_its_switch(azurite_store, monkeypatch):
     assert azurite_store.read("run/file") == DATA
 
 
-def test_no_secret_is_shown(azurite_store, proxied, monkeypatch, caplog, tmp_path):
-    """Neither a log at its finest nor an error quotes a key, a token or a signature; ~/.netrc is left alone."""
+def test_no_secret_is_shown(azurite_store, proxied, monkeypatch, caplog):
+    """Neither a log at its finest nor an error quotes a key, a token or a signature."""
     signature = azurite_store.server.signature()
     secret = dict(pair.split("=") for pair in signature.split("&"))["sig"]
     caplog.set_level(logging.DEBUG)
-    (tmp_path / "netrc").write_text("default login somebody password else\n")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     proxy = proxied(azurite_store)
     alone_with(monkeypatch, azurite_store, proxy.url, AZURE_STORAGE_SAS_TOKEN=signature)
     send(azurite_store, upto=MB)
@@ -265,6 +279,15 @@ def test_no_secret_is_shown(azurite_store, proxied, monkeypatch, caplog, tmp_pat
     assert not [
         record for record in caplog.records if record.name.startswith("azure") and record.levelno > 10
     ]
+
+
+def test_other_passwords_stay_out(azurite_store, monkeypatch, tmp_path):
+    """What ~/.netrc says of the server is for other tools: requests are signed as the store wants them."""
+    (tmp_path / "netrc").write_text("default login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert isinstance(send(azurite_store), Multipart)
+    monkeypatch.delenv("NETRC")
+    assert azurite_store.read("run/file") == DATA
 
 
 def test_a_redirect_is_not_followed(azurite_store, proxied, monkeypatch):
@@ -281,7 +304,7 @@ def test_a_redirect_is_not_followed(azurite_store, proxied, monkeypatch):
         )
 
     monkeypatch.setattr(faultproxy, "_answer", answer)
-    proxy.inject(status(307, "TemporaryRedirect"), path=azurite_store.part(2), times=None)
+    proxy.inject(status(307, "TemporaryRedirect"), path="comp=blocklist", times=None)
     with pytest.raises(StorageError):
         send(azurite_store)
     assert elsewhere.log == []

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from holdfast.objects import calls, stores
 from holdfast.objects.access import Objects
@@ -93,7 +93,9 @@ class Azure:
         from azure.storage.blob import ContainerClient
 
         url = _sign(self.objects, "GET", "")
-        return url and ContainerClient.from_container_url(url, **self._connection.settings)
+        # What some versions of obstore sign allows to read alone.
+        lists = url is not None and "l" in parse_qs(urlsplit(url).query).get("sp", [""])[0]
+        return ContainerClient.from_container_url(url, **self._connection.settings) if lists else None
 
     def begin(
         self,
@@ -131,7 +133,7 @@ def _connect(objects: Objects) -> _Connection | None:
         if not found.sas:
             return None
         credential = AzureSasCredential(_query(found.sas))
-    elif not url.startswith(f"{found.url.rstrip('/')}/{objects.address.bucket}/"):
+    elif not _below(url, f"{found.url.rstrip('/')}/{objects.address.bucket}/"):
         return None  # what is set is not known here
     elif "skoid=" in url or not found.key:
         return _Connection(settings, None)
@@ -155,6 +157,14 @@ def _sign(objects: Objects, method: _Method, key: str) -> str | None:
     with contextlib.suppress(TimeoutError):
         return Request(work, stores.QUICK_SECONDS + stores.QUICK_RETRIES, objects._check).wait()
     return None
+
+
+def _below(url: str, other: str) -> bool:
+    """Whether a URL lies below another one, however that was written."""
+    one, two = urlsplit(url), urlsplit(other)
+    ports = [parts.port or {"http": 80, "https": 443}.get(parts.scheme) for parts in (one, two)]
+    same = one.scheme == two.scheme and one.hostname == two.hostname and ports[0] == ports[1]
+    return same and one.path.startswith(two.path)
 
 
 def _query(sas: str) -> str:

@@ -17,7 +17,8 @@ from holdfast.objects.access import DIGEST
 from holdfast.objects.azure import Azure
 from holdfast.objects.calls import Body, Call
 
-_MAY_NOT = (401, 403)
+_CANNOT = (400, 401, 403, 405, 409, 501)
+"""Answers to a question that only helps: it is not allowed, or not known, as by accounts with folders."""
 _ID = 32
 """All ids of a blob have one length; obstore's have this one, so that an upload by it is not in the way."""
 
@@ -39,14 +40,14 @@ class AzureParts:
         self._ids: dict[int, str] = {}
 
     def may(self) -> bool:
-        """Whether the credentials allow to ask which blocks lie there, and to put some; asked once."""
+        """Whether the credentials, and the store, allow to ask which blocks lie there; asked once."""
         # Signed first: from when the store takes the signature for reading, it takes the one for writing.
         if not all(self._azure.blob(method, self._name) for method in ("PUT", "GET")):
             return False
         try:
             self.take_up()
         except StorageError as error:
-            if error.facts.get("status") in _MAY_NOT:
+            if error.facts.get("status") in _CANNOT:
                 return False
             raise
         return True
@@ -130,7 +131,7 @@ class AzureParts:
 def begun(azure: Azure, prefix: str = "") -> set[str]:
     """The names of objects of which there are blocks, and no list.
 
-    None where the credentials do not allow to ask: they are a help.
+    None where the credentials do not allow to ask, or the store does not know how to answer: they are a help.
 
     Args:
         azure: whom to ask, and where.
@@ -150,7 +151,7 @@ def begun(azure: Azure, prefix: str = "") -> set[str]:
         try:
             blobs, more = azure.ask(page, prefix, "list")
         except StorageError as error:
-            if error.facts.get("status") in _MAY_NOT:
+            if error.facts.get("status") in _CANNOT:
                 break
             raise
         found |= {
@@ -197,7 +198,7 @@ def _clear(azure: Azure, name: str) -> None:
         same = {"etag": etag, "match_condition": MatchConditions.IfNotModified}
         azure.ask(lambda: delete.delete_blob(**same), name, "delete")
     except StorageError as error:
-        if error.facts.get("status") not in (*_MAY_NOT, 404, 409, 412):
+        if error.facts.get("status") not in (*_CANNOT, 404, 412):
             raise
 
 

@@ -34,6 +34,7 @@ _AZURE = {
     "ServiceRequestTimeoutError": "Connect",
     "ServiceResponseError": "Interrupted",
     "ServiceResponseTimeoutError": "Timeout",
+    "ReadTimeout": "Timeout",  # in older ones, within a ServiceResponseError
     "IncompleteReadError": "Interrupted",
     "HttpResponseError": "Decode",
     "DecodeError": "Decode",
@@ -89,10 +90,11 @@ class Said(NamedTuple):
         if type(error).__module__.startswith("azure."):
             status = getattr(error, "status_code", None) or 0
             code = getattr(error, "error_code", None) or ""
+            inner = type(getattr(error, "inner_exception", None)).__name__
             return cls(
                 status,
                 _WORD.sub("", str(getattr(code, "value", code)))[:60],
-                "" if status else _AZURE.get(type(error).__name__, ""),
+                "" if status else _AZURE.get(inner, _AZURE.get(type(error).__name__, "")),
             )
         if type(error).__module__.startswith(
             "botocore."

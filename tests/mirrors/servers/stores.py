@@ -196,11 +196,11 @@ class Azurite:
             "AZURE_ALLOW_HTTP": "true",
         }
 
-    def signature(self, allows="rwdlc"):
-        """What lets its holder do this with the whole account, for a day; a query."""
+    def signature(self, allows="rwdlc", days=1):
+        """What lets its holder do this with the whole account, for so long; a query."""
         from azure.storage.blob import ResourceTypes, generate_account_sas
 
-        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
         kinds = ResourceTypes(container=True, object=True)
         return generate_account_sas(_ACCOUNT, _ACCOUNT_KEY, kinds, allows, end)
 
