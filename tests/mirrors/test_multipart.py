@@ -240,10 +240,10 @@ def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
 # -- bounds --------------------------------------------------------------------------------------------
 
 
-def test_memory_is_bounded(light_store, small_parts, proxied, monkeypatch):
+def test_memory_is_bounded(moto_store, small_parts, proxied, monkeypatch):
     """However many files there are and however slow the server, no more parts are held than is stated, and none stays."""
-    proxy, data = proxied(light_store), os.urandom(21 * MB)
-    proxy.inject(delay(0.2), path=light_store.part(), times=None)
+    proxy, data = proxied(moto_store), os.urandom(21 * MB)
+    proxy.inject(delay(0.2), path=moto_store.part(), times=None)
     most, real = [], buffers.shared.take
 
     def take(*words, **more):
@@ -253,37 +253,37 @@ def test_memory_is_bounded(light_store, small_parts, proxied, monkeypatch):
 
     monkeypatch.setattr(buffers.shared, "take", take)
     names = ["one", "two", "three", "four"]
-    threads = [threading.Thread(target=send, args=(objects_of(light_store), data, name)) for name in names]
+    threads = [threading.Thread(target=send, args=(objects_of(moto_store), data, name)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert parts.AT_ONCE + 1 < max(most) <= parts.HELD + len(names)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
-    assert [light_store.read(f"run/{name}") == data for name in names] == [True] * 4
+    assert [moto_store.read(f"run/{name}") == data for name in names] == [True] * 4
 
 
 @pytest.mark.parametrize("end", ["failure", "called away"])
-def test_memory_comes_back_from_what_failed(light_store, small_parts, soon, proxied, end):
+def test_memory_comes_back_from_what_failed(moto_store, small_parts, soon, proxied, end):
     """After a failed attempt, and one that was called away, all memory is given back once nobody reads it."""
-    proxy = proxied(light_store)
-    proxy.inject(status(403) if end == "failure" else hang(), path=light_store.part(), times=None)
+    proxy = proxied(moto_store)
+    proxy.inject(status(403) if end == "failure" else hang(), path=moto_store.part(), times=None)
 
     def check():
-        if end != "failure" and proxy.requests(path=light_store.part()):
+        if end != "failure" and proxy.requests(path=moto_store.part()):
             raise InterruptedError
 
     with pytest.raises((StorageError, InterruptedError)):
-        send(objects_of(light_store, check), os.urandom(31 * MB))
+        send(objects_of(moto_store, check), os.urandom(31 * MB))
     limit = time.monotonic() + 30
     while buffers.shared._out and time.monotonic() < limit:
         time.sleep(0.05)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
 
 
-def test_bytes_come_in_order(light_store, small_parts):
+def test_bytes_come_in_order(moto_store, small_parts):
     """Bytes that are not the next, too many or too few are refused."""
-    attempt = upload(objects_of(light_store), "file", PART + 10)
+    attempt = upload(objects_of(moto_store), "file", PART + 10)
     attempt.write(memoryview(bytes(PART + 5)), 0)
     with pytest.raises(UsageError, match="expected byte 5242885, found 6"):
         attempt.write(memoryview(b"7"), 6)
@@ -292,7 +292,7 @@ def test_bytes_come_in_order(light_store, small_parts):
     with pytest.raises(UsageError, match="more were written"):
         attempt.write(memoryview(b"1234567"), PART + 5)
     attempt.close()
-    assert light_store.keys() == []
+    assert moto_store.keys() == []
 
 
 def test_the_same_place_and_credentials_for_both_clients(ceph_store, small_parts, monkeypatch, tmp_path):
