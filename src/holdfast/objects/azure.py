@@ -34,11 +34,13 @@ class _Connection(NamedTuple):
     """Microsoft's client for an account.
 
     Attributes:
+        url: of the account.
         settings: for each client that is made beside it.
         service: the client; None where obstore signs each URL.
 
     """
 
+    url: str
     settings: dict[str, Any]
     service: Any
 
@@ -79,10 +81,13 @@ class Azure:
         if self._connection.service is not None:
             return self._connection.service.get_blob_client(bucket, self.key(name))
         if (method, name) not in self._signed:
+            from azure.core.credentials import AzureSasCredential
             from azure.storage.blob import BlobClient
 
-            url = _sign(self.objects, method, self.key(name))
-            self._signed[method, name] = url and BlobClient.from_blob_url(url, **self._connection.settings)
+            signed, (url, settings, _) = _sign(self.objects, method, self.key(name)), self._connection
+            self._signed[method, name] = signed and BlobClient(
+                url, bucket, self.key(name), credential=AzureSasCredential(urlsplit(signed).query), **settings
+            )
         return self._signed[method, name]
 
     def container(self) -> Any:
@@ -90,12 +95,14 @@ class Azure:
         bucket = self.objects.address.bucket
         if self._connection.service is not None:
             return self._connection.service.get_container_client(bucket)
+        from azure.core.credentials import AzureSasCredential
         from azure.storage.blob import ContainerClient
 
-        url = _sign(self.objects, "GET", "")
-        # What some versions of obstore sign allows to read alone.
-        lists = url is not None and "l" in parse_qs(urlsplit(url).query).get("sp", [""])[0]
-        return ContainerClient.from_container_url(url, **self._connection.settings) if lists else None
+        query = urlsplit(_sign(self.objects, "GET", "") or "").query
+        if "l" not in parse_qs(query).get("sp", [""])[0]:
+            return None  # what some versions of obstore sign allows to read alone
+        url, settings, _ = self._connection
+        return ContainerClient(url, bucket, credential=AzureSasCredential(query), **settings)
 
     def begin(
         self,
@@ -136,10 +143,10 @@ def _connect(objects: Objects) -> _Connection | None:
     elif not _below(url, f"{found.url.rstrip('/')}/{objects.address.bucket}/"):
         return None  # what is set is not known here
     elif "skoid=" in url or not found.key:
-        return _Connection(settings, None)
+        return _Connection(found.url, settings, None)
     else:
         credential = AzureNamedKeyCredential(found.account, found.key)
-    return _Connection(settings, BlobServiceClient(found.url, credential=credential, **settings))
+    return _Connection(found.url, settings, BlobServiceClient(found.url, credential=credential, **settings))
 
 
 def _sign(objects: Objects, method: _Method, key: str) -> str | None:
