@@ -8,7 +8,19 @@ import sys
 import tempfile
 
 import pytest
-from servers.fixtures import _stop_servers, alone, ceph_store, moto_store, proxied, store  # noqa: F401
+from servers.fixtures import (  # noqa: F401
+    _stop_servers,
+    alone,
+    azurite_store,
+    ceph_store,
+    gs_store,
+    light_store,
+    moto_store,
+    parted_store,
+    proxied,
+    real_store,
+    store,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CRASH = os.path.join(os.path.dirname(HERE), "crash")

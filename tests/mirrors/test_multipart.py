@@ -1,4 +1,4 @@
-"""Files on their way into S3: in parts, continued by part, checked, within bounds."""
+"""Files on their way into a bucket: in parts, continued by part, checked, within bounds."""
 
 import os
 import threading
@@ -8,9 +8,10 @@ import pytest
 from servers.faultproxy import corrupt, delay, hang, lost_answer, reset, status
 
 from holdfast import StorageError, UsageError
-from holdfast.objects import amazon, buffers, multipart, parts, stores
+from holdfast.objects import amazon, amazon_parts, azure, buffers, calls, parts, stores
 from holdfast.objects.access import Facts, Objects
-from holdfast.objects.multipart import Multipart, abort, uploads
+from holdfast.objects.amazon import Amazon
+from holdfast.objects.upload import begun, forget, upload
 
 MB = 1 << 20
 PART = 5 * MB  # the least that S3 takes
@@ -27,14 +28,15 @@ def soon(monkeypatch):
     monkeypatch.setattr(stores, "BULK_SECONDS", 1.0)
     monkeypatch.setattr(stores, "BULK_RETRIES", 1.5)
     monkeypatch.setattr(stores, "QUICK_RETRIES", 1.5)
-    monkeypatch.setattr(amazon, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(amazon, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(calls, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr(amazon, "_clients", {})
+    monkeypatch.setattr(azure, "_connections", {})
 
 
-@pytest.fixture(params=["moto", "ceph"])
-def s3(request):
-    """A bucket on each server that speaks S3."""
+@pytest.fixture(params=["moto", "ceph", "azurite", "gs"])
+def each(request):
+    """A bucket on each server where uploads go on by part."""
     return request.getfixturevalue(f"{request.param}_store")
 
 
@@ -44,7 +46,7 @@ def objects_of(store, check=lambda: None):
 
 def send(objects, data, name="file", *, digest="d", upto=None, step=MB):
     """Writes a file in small pieces, or its beginning alone; gives the attempt."""
-    attempt = Multipart(objects, name, len(data), digest)
+    attempt = upload(objects, name, len(data), digest)
     try:
         for start in range(0, upto if upto is not None else len(data), step):
             attempt.write(memoryview(data)[start : start + step], start)
@@ -58,28 +60,28 @@ def send(objects, data, name="file", *, digest="d", upto=None, step=MB):
 
 
 @pytest.mark.parametrize("size", [PART + 1, 2 * PART, 13 * MB + 7])
-def test_what_is_written_is_there(s3, small_parts, size):
+def test_what_is_written_is_there(each, small_parts, size):
     """A file of several parts is there when it is finished, byte for byte, with its digest, and nothing beside it."""
     data = os.urandom(size)
-    send(objects_of(s3), data, step=3 * MB)
-    assert s3.read("run/file") == data
-    assert objects_of(s3).facts("file") == Facts(size, "d")
-    assert s3.keys() == ["run/file"]
-    assert s3.uploads() == []
+    send(objects_of(each), data, step=3 * MB)
+    assert each.read("run/file") == data
+    assert objects_of(each).facts("file") == Facts(size, "d")
+    assert each.keys() == ["run/file"]
+    assert each.uploads() == []
 
 
-def test_an_interrupted_file_goes_on_by_part(s3, small_parts, proxied):
+def test_an_interrupted_file_goes_on_by_part(each, small_parts, proxied):
     """After an interruption the parts that lie there are not sent again, whoever began them; a wrong one is."""
     data = bytearray(os.urandom(23 * MB))
-    send(objects_of(s3), data, upto=15 * MB)
-    assert s3.keys() == []
+    send(objects_of(each), data, upto=15 * MB)
+    assert each.keys() == []
     data[7 * MB] ^= 1  # in the second part: what lies there is not what shall be there
-    proxy = proxied(s3)
-    attempt = send(objects_of(s3), data)
+    proxy = proxied(each)
+    attempt = send(objects_of(each), data)
     assert attempt.found == 2 * PART
-    assert proxy.sent("PUT", "partNumber") == 23 * MB - 2 * PART
-    assert s3.read("run/file") == data
-    assert s3.uploads() == []
+    assert proxy.sent("PUT", each.part()) == 23 * MB - 2 * PART
+    assert each.read("run/file") == data
+    assert each.uploads() == []
 
 
 def test_of_several_attempts_the_furthest_goes_on(ceph_store, small_parts):
@@ -104,34 +106,38 @@ def test_etags_that_are_no_digests(ceph_store, small_parts, monkeypatch):
     """Where etags are not made of MD5s, parts that lie there are sent again, and the whole is judged by size and digest."""
     data = os.urandom(12 * MB)
     send(objects_of(ceph_store), data, upto=2 * PART)
-    monkeypatch.setattr(multipart, "_md5", lambda data: "0" * 32)
+    monkeypatch.setattr(amazon_parts, "_md5", lambda data: "0" * 32)
     attempt = send(objects_of(ceph_store), data)
     assert attempt.found == 0
     assert ceph_store.read("run/file") == data
 
 
-def test_a_part_that_lies_there_and_is_said_to_be_another_files(ceph_store, small_parts):
+@pytest.mark.parametrize("kind", ["ceph", "gs"])
+def test_a_part_that_lies_there_and_is_said_to_be_another_files(kind, request, small_parts):
     """A file whose begun upload was given another digest is taken away, and the next attempt makes it right."""
+    store = request.getfixturevalue(f"{kind}_store")
     data = os.urandom(12 * MB)
-    send(objects_of(ceph_store), data, digest="other", upto=PART)
+    send(objects_of(store), data, digest="other", upto=PART)
     with pytest.raises(StorageError, match="is not what was written"):
-        send(objects_of(ceph_store), data)
-    assert ceph_store.keys() == []
-    send(objects_of(ceph_store), data)
-    assert objects_of(ceph_store).facts("file") == Facts(len(data), "d")
+        send(objects_of(store), data)
+    assert store.keys() == []
+    send(objects_of(store), data)
+    assert objects_of(store).facts("file") == Facts(len(data), "d")
 
 
-def test_leftovers_are_ended(s3, small_parts):
-    """Uploads below a prefix are found and ended, and those of others are not."""
+def test_leftovers_are_ended(each, small_parts):
+    """Uploads below a prefix are found and ended, and those of others are not; nor is what is whole, or empty."""
     data = os.urandom(PART + 1)
     for place, name in [("run", "a/one"), ("run", "a/two"), ("run", "b/one"), ("run2", "a/one")]:
-        send(Objects.at(f"{s3.url}/{place}"), data, name, upto=PART)
-    objects = objects_of(s3)
-    assert sorted(name for name, _ in uploads(objects)) == ["a/one", "a/two", "b/one"]
-    assert [name for name, _ in uploads(objects, "b")] == ["b/one"]
-    assert abort(objects, "b") == ["b/one"]
-    assert sorted(abort(objects)) == ["a/one", "a/two"]
-    assert [key for key, _ in s3.uploads()] == ["run2/a/one"]
+        send(Objects.at(f"{each.url}/{place}"), data, name, upto=PART)
+    objects = objects_of(each)
+    objects.put("a/empty", b"")
+    assert begun(objects) == {"a/one", "a/two", "b/one"}
+    forget(objects, "b")
+    assert begun(objects) == {"a/one", "a/two"}
+    forget(objects, "")
+    assert [key for key, _ in each.uploads()] == ["run2/a/one"]
+    assert each.keys() == ["run/a/empty"]
 
 
 # -- faults --------------------------------------------------------------------------------------------
@@ -140,20 +146,18 @@ PASSING = [status(503), status(429, "Throttling"), reset(MB), lost_answer()]
 
 
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.value}")
-def test_what_passes_is_waited_for(ceph_store, small_parts, soon, proxied, fault):
+def test_what_passes_is_waited_for(parted_store, small_parts, soon, proxied, fault):
     """A fault that passes, at each of an upload's requests once, is waited out; the file is there, and nothing is left."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
-    proxy.inject(fault, path="uploads$")
-    proxy.inject(fault, path="partNumber=2")
-    proxy.inject(fault, method="POST", path="uploadId=")
-    proxy.inject(fault, method="HEAD")
-    send(objects_of(ceph_store), data)
+    proxy, data = proxied(parted_store), os.urandom(12 * MB)
+    for method, path in [*parted_store.server.asking, ("PUT", parted_store.part(2)), ("HEAD", "")]:
+        proxy.inject(fault, method=method, path=path)
+    send(objects_of(parted_store), data)
     assert len([request for request in proxy.log if request.fault]) == 4
-    assert ceph_store.read("run/file") == data
-    # Whoever asked for an upload and never heard its name finds it next time.
-    assert len(ceph_store.uploads()) == (fault.kind == "lost_answer")
-    abort(objects_of(ceph_store))
-    assert ceph_store.uploads() == []
+    assert parted_store.read("run/file") == data
+    # Whoever asked S3 or Google for an upload and never heard its name finds it next time.
+    assert len(parted_store.uploads()) == (fault.kind == "lost_answer" and parted_store.server.scheme != "az")
+    forget(objects_of(parted_store), "")
+    assert parted_store.uploads() == []
 
 
 @pytest.mark.parametrize(
@@ -166,44 +170,44 @@ def test_what_passes_is_waited_for(ceph_store, small_parts, soon, proxied, fault
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
-def test_what_does_not_pass_ends_in_bounded_time(moto_store, small_parts, soon, proxied, fault, words):
+def test_what_does_not_pass_ends_in_bounded_time(light_store, small_parts, soon, proxied, fault, words):
     """A fault that stays becomes an error that says what it is, within the limits, and the file goes on afterwards."""
-    proxy, data = proxied(moto_store), os.urandom(26 * MB)
-    proxy.inject(fault, path="partNumber=[2-9]", times=None)
-    proxy.inject(delay(0.8), path="partNumber=1")  # still on its way when the next one fails
+    proxy, data = proxied(light_store), os.urandom(26 * MB)
+    proxy.inject(fault, path=light_store.part(*range(2, 10)), times=None)
+    proxy.inject(delay(0.8), path=light_store.part(1))  # still on its way when the next one fails
     started = time.monotonic()
     with pytest.raises(StorageError, match=words) as caught:
-        send(objects_of(moto_store), data)
+        send(objects_of(light_store), data)
     assert time.monotonic() - started < 10, "the limits do not hold"
-    assert moto_store.url in str(caught.value)
+    assert light_store.url in str(caught.value)
     assert caught.value.__context__ is None, "the client's own error may quote what was signed"
-    assert moto_store.keys() == []
+    assert light_store.keys() == []
     proxy.heal()
-    assert send(objects_of(moto_store), data).found == PART
-    assert moto_store.read("run/file") == data
+    assert send(objects_of(light_store), data).found == PART
+    assert light_store.read("run/file") == data
 
 
-def test_a_bit_that_flips_on_the_way(ceph_store, small_parts, soon, proxied):
+def test_a_bit_that_flips_on_the_way(parted_store, small_parts, soon, proxied):
     """The store refuses a part that is not what was sent, and gets it again."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
-    proxy.inject(corrupt(MB // 2), method="PUT")
-    send(objects_of(ceph_store), data)
-    assert ceph_store.read("run/file") == data
+    proxy, data = proxied(parted_store), os.urandom(12 * MB)
+    proxy.inject(corrupt(MB // 2), method="PUT", path=parted_store.part())
+    send(objects_of(parted_store), data)
+    assert parted_store.read("run/file") == data
 
 
-def test_a_refusal_is_not_tried_again(moto_store, small_parts, soon, proxied):
+def test_a_refusal_is_not_tried_again(light_store, small_parts, soon, proxied):
     """What will not pass by itself is asked once."""
-    proxy = proxied(moto_store)
-    proxy.inject(status(403, "AccessDenied"), path="partNumber=1", times=None)
+    proxy = proxied(light_store)
+    proxy.inject(status(403, "AccessDenied"), path=light_store.part(1), times=None)
     with pytest.raises(StorageError):
-        send(objects_of(moto_store), os.urandom(12 * MB))
-    assert len(proxy.requests(path="partNumber=1")) == 1
+        send(objects_of(light_store), os.urandom(12 * MB))
+    assert len(proxy.requests(path=light_store.part(1))) == 1
 
 
-def test_whoever_waits_is_called_away(moto_store, small_parts, proxied):
+def test_whoever_waits_is_called_away(light_store, small_parts, proxied):
     """A wait for a part that hangs ends as soon as the check says so, and the process need not wait for the part."""
-    proxy, asked = proxied(moto_store), threading.Event()
-    proxy.inject(hang(), path="partNumber", times=None)
+    proxy, asked = proxied(light_store), threading.Event()
+    proxy.inject(hang(), path=light_store.part(), times=None)
 
     def check():
         if asked.is_set():
@@ -212,18 +216,20 @@ def test_whoever_waits_is_called_away(moto_store, small_parts, proxied):
     threading.Timer(1.0, asked.set).start()
     started = time.monotonic()
     with pytest.raises(InterruptedError):
-        send(objects_of(moto_store, check), os.urandom(12 * MB))
+        send(objects_of(light_store, check), os.urandom(12 * MB))
     assert time.monotonic() - started < 10
 
 
-def test_credentials_that_may_not_list_uploads(ceph_store, small_parts, proxied):
+@pytest.mark.parametrize("kind", ["ceph", "gs"])
+def test_credentials_that_may_not_list_uploads(kind, request, small_parts, proxied):
     """Where uploads may not be listed a file is sent from its beginning, and that is all."""
-    proxy, data = proxied(ceph_store), os.urandom(12 * MB)
+    store = request.getfixturevalue(f"{kind}_store")
+    proxy, data = proxied(store), os.urandom(12 * MB)
     proxy.inject(status(403, "AccessDenied"), method="GET", path=r"\?uploads", times=None)
-    send(objects_of(ceph_store), data, upto=PART)
-    assert send(objects_of(ceph_store), data).found == 0
-    assert abort(objects_of(ceph_store)) == []
-    assert ceph_store.read("run/file") == data
+    send(objects_of(store), data, upto=PART)
+    assert send(objects_of(store), data).found == 0
+    assert begun(objects_of(store)) == set()
+    assert store.read("run/file") == data
 
 
 def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
@@ -238,10 +244,12 @@ def test_wrong_credentials(ceph_store, small_parts, monkeypatch):
 # -- bounds --------------------------------------------------------------------------------------------
 
 
-def test_memory_is_bounded(moto_store, small_parts, proxied, monkeypatch):
+@pytest.mark.parametrize("kind", ["moto", "gs"])
+def test_memory_is_bounded(kind, request, small_parts, proxied, monkeypatch):
     """However many files there are and however slow the server, no more parts are held than is stated, and none stays."""
-    proxy, data = proxied(moto_store), os.urandom(21 * MB)
-    proxy.inject(delay(0.2), path="partNumber", times=None)
+    store = request.getfixturevalue(f"{kind}_store")
+    proxy, data = proxied(store), os.urandom(21 * MB)
+    proxy.inject(delay(0.2), path=store.part(), times=None)
     most, real = [], buffers.shared.take
 
     def take(*words, **more):
@@ -251,24 +259,24 @@ def test_memory_is_bounded(moto_store, small_parts, proxied, monkeypatch):
 
     monkeypatch.setattr(buffers.shared, "take", take)
     names = ["one", "two", "three", "four"]
-    threads = [threading.Thread(target=send, args=(objects_of(moto_store), data, name)) for name in names]
+    threads = [threading.Thread(target=send, args=(objects_of(store), data, name)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert parts.AT_ONCE + 1 < max(most) <= parts.HELD + len(names)
     assert (buffers.shared._out, buffers.shared._free) == (0, [])
-    assert [moto_store.read(f"run/{name}") == data for name in names] == [True] * 4
+    assert [store.read(f"run/{name}") == data for name in names] == [True] * 4
 
 
 @pytest.mark.parametrize("end", ["failure", "called away"])
 def test_memory_comes_back_from_what_failed(moto_store, small_parts, soon, proxied, end):
     """After a failed attempt, and one that was called away, all memory is given back once nobody reads it."""
     proxy = proxied(moto_store)
-    proxy.inject(status(403) if end == "failure" else hang(), path="partNumber", times=None)
+    proxy.inject(status(403) if end == "failure" else hang(), path=moto_store.part(), times=None)
 
     def check():
-        if end != "failure" and proxy.requests(path="partNumber"):
+        if end != "failure" and proxy.requests(path=moto_store.part()):
             raise InterruptedError
 
     with pytest.raises((StorageError, InterruptedError)):
@@ -281,7 +289,7 @@ def test_memory_comes_back_from_what_failed(moto_store, small_parts, soon, proxi
 
 def test_bytes_come_in_order(moto_store, small_parts):
     """Bytes that are not the next, too many or too few are refused."""
-    attempt = Multipart(objects_of(moto_store), "file", PART + 10)
+    attempt = upload(objects_of(moto_store), "file", PART + 10)
     attempt.write(memoryview(bytes(PART + 5)), 0)
     with pytest.raises(UsageError, match="expected byte 5242885, found 6"):
         attempt.write(memoryview(b"7"), 6)
@@ -313,6 +321,6 @@ def test_the_same_place_and_credentials_for_both_clients(ceph_store, small_parts
     objects.put("by-obstore", b"1")
     send(objects, bytes(PART + 1), "by-boto3")
     assert ceph_store.keys() == ["run/by-boto3", "run/by-obstore"]
-    client = amazon.Amazon(objects)._client
+    client = Amazon(objects)._client
     assert client.meta.region_name == "eu-central-1"
     assert client.meta.config.connect_timeout == stores.QUICK_SECONDS

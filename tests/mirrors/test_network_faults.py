@@ -17,7 +17,7 @@ from servers.faultproxy import cut, delay, hang, lost_answer, reset, stall, stat
 import holdfast
 from holdfast import Mirror, StorageError
 from holdfast.mirrors import mirroring, plan
-from holdfast.objects import access, amazon, stores
+from holdfast.objects import access, amazon, calls, stores
 from holdfast.store import book
 
 LARGE = 9 << 20
@@ -33,7 +33,7 @@ def run(tmp_path):
 def brisk(monkeypatch):
     """Pauses between attempts are short; what is waited for is not."""
     monkeypatch.setattr(stores, "_FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(amazon, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE", 0.02)
     monkeypatch.setattr(plan, "_FIRST_PAUSE", 0.1)
 
 
@@ -46,7 +46,7 @@ def soon(brisk):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("QUICK_SECONDS", "BULK_SECONDS", "QUICK_RETRIES", "BULK_RETRIES", "CONNECT_SECONDS"):
                 patch.setattr(stores, name, 0.5)
-            patch.setattr(amazon, "SILENT_SECONDS", 0.5)
+            patch.setattr(calls, "SILENT_SECONDS", 0.5)
             patch.setattr(mirroring, "CLOSE_SECONDS", 0.5)
             # What is connected keeps the limits that it was connected with.
             patch.setattr(amazon, "_clients", {})

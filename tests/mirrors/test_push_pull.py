@@ -639,9 +639,9 @@ def test_to_a_bucket_and_back(bucket, run, new):
     assert copied(Pull(url, new)) == ["there"] * 3
 
 
-def test_a_kill_on_the_way_to_a_real_gateway_and_back(ceph_store, run, new):
+def test_a_kill_on_the_way_to_a_real_server_and_back(real_store, run, new):
     """Killed in the middle of a large file on a real server, a push goes on by part and a pull at the block."""
-    url = f"{ceph_store.url}/first"
+    url = f"{real_store.url}/first"
     train(run, 1, size=BIG)
     killed(f"from holdfast.pushing import Push; Push({run!r}, {url!r}).go(jobs=1)")
     task = Push(run, url)

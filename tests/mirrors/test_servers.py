@@ -163,9 +163,15 @@ _ASK = """
 import sys
 from obstore.store import from_url
 import boto3
+from holdfast.objects.access import Objects
+from holdfast.objects.upload import begun
 for url in sys.argv[1:]:
     try:
         from_url(url, retry_config={"max_retries": 1}).put("key", b"x")
+    except Exception as error:
+        print(type(error).__name__)
+    try:
+        begun(Objects.at(url))
     except Exception as error:
         print(type(error).__name__)
 try:

@@ -337,8 +337,10 @@ class Objects:
         async def translated() -> _T:
             failure: HoldfastError
             try:
+                await self._stores.ready()
                 return await work()
-            except HoldfastError:
+            except HoldfastError as error:
+                stores.heed(error)
                 raise
             except Exception as error:
                 if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):

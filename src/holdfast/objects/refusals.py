@@ -29,10 +29,31 @@ _BOTOCORE = {
     "ResponseStreamingError": "Interrupted",
 }
 """What botocore's errors without an answer mean."""
+_AZURE = {
+    "ServiceRequestError": "Connect",
+    "ServiceRequestTimeoutError": "Connect",
+    "ServiceResponseError": "Interrupted",
+    "ServiceResponseTimeoutError": "Timeout",
+    "ReadTimeout": "Timeout",  # in older ones, within a ServiceResponseError
+    "IncompleteReadError": "Interrupted",
+    "HttpResponseError": "Decode",
+    "DecodeError": "Decode",
+}
+"""The same for those of Microsoft's client."""
 
 _PASSING = frozenset([408, 429, 500, 502, 503, 504])
 _PASSING_CODES = frozenset(
-    ["BadDigest", "InternalError", "RequestTimeout", "SlowDown", "Throttling", "XAmzContentSHA256Mismatch"]
+    [
+        *(
+            "BadDigest",
+            "InternalError",
+            "RequestTimeout",
+            "SlowDown",
+            "Throttling",
+            "XAmzContentSHA256Mismatch",
+        ),
+        *("Md5Mismatch", "InvalidOperation"),  # the second is what the emulator says of the first
+    ]
 )
 
 _CREDENTIALS = {
@@ -56,6 +77,8 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Said:
+        if isinstance(error, HoldfastError):  # told already
+            return cls(0, "", "Connect" if error.facts.get("may_pass") else "")
         if isinstance(error, TimeoutError):
             return cls(0, "", "Timeout")
         response = getattr(error, "response", None)
@@ -64,6 +87,15 @@ class Said(NamedTuple):
             return cls(status, _WORD.sub("", str(response.get("Error", {}).get("Code", "")))[:60], "")
         if type(error).__name__ in _BOTOCORE:
             return cls(0, "", _BOTOCORE[type(error).__name__])
+        if type(error).__module__.startswith("azure."):
+            status = getattr(error, "status_code", None) or 0
+            code = getattr(error, "error_code", None) or ""
+            inner = type(getattr(error, "inner_exception", None)).__name__
+            return cls(
+                status,
+                _WORD.sub("", str(getattr(code, "value", code)))[:60],
+                "" if status else _AZURE.get(inner, _AZURE.get(type(error).__name__, "")),
+            )
         if type(error).__module__.startswith(
             "botocore."
         ):  # its way to the credentials failed, before any request
@@ -102,13 +134,15 @@ def refusal(error: BaseException, address: Address, operation: str, name: str, s
     """The error to raise in the place of one of the library's.
 
     Args:
-        error: the library's.
+        error: the library's; one of Holdfast's is given back.
         address: the bucket and prefix.
         operation: what was tried, like "read".
         name: the object, relative to the address; "" for the whole.
         server: where the store was looked for, as it may be shown.
 
     """
+    if isinstance(error, HoldfastError):
+        return error
     said = Said.of(error)
     shown = f"{address.url}/{name}" if name else address.url
     kind = type(error).__name__

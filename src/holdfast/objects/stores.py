@@ -8,12 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from holdfast.errors import HoldfastError, StorageError, UsageError
+from holdfast.objects import tokens
 from holdfast.objects.refusals import credentials_of
+from holdfast.objects.tokens import Tokens
 from holdfast.objects.urls import Address, redacted
+from holdfast.objects.waiting import aside
 
 CONNECT_SECONDS = 5.0
 QUICK_SECONDS, QUICK_RETRIES = 20.0, 15.0
@@ -23,7 +27,11 @@ BULK_SECONDS, BULK_RETRIES = 120.0, 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 # botocore renews what runs out within ten minutes; the library asks again five minutes before this is over.
 _CREDENTIALS_SECONDS = 600.0
-_RELEVANT = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "GCE_", "MSI_", "IDENTITY_")
+_RELEVANT = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "GCE_", "NO_GCE_", "CLOUDSDK_", "MSI_", "IDENTITY_")
+
+
+async def _at_once() -> None:
+    """There is nothing to prepare."""
 
 
 class Stores(NamedTuple):
@@ -33,6 +41,8 @@ class Stores(NamedTuple):
     bulk: Any
     server: str
     """Where it is, as it may be shown."""
+    ready: Callable[[], Awaitable[None]] = _at_once
+    """Awaited before each request: what the library would otherwise ask of us where nobody can be called away."""
 
 
 _refused = 0
@@ -64,10 +74,10 @@ def connect(address: Address) -> Stores:
         import obstore.store  # noqa: F401
     except ImportError as error:
         raise _not_installed(address, error) from None
-    make, server = {"s3": _s3, "gs": _gs, "az": _az}[address.scheme](address)
+    make, server, *more = {"s3": _s3, "gs": _gs, "az": _az}[address.scheme](address)
     problem: str | None = None
     try:
-        return Stores(make(QUICK_SECONDS, QUICK_RETRIES), make(BULK_SECONDS, BULK_RETRIES), server)
+        return Stores(make(QUICK_SECONDS, QUICK_RETRIES), make(BULK_SECONDS, BULK_RETRIES), server, *more)
     except HoldfastError:
         raise
     except Exception as error:
@@ -195,7 +205,7 @@ def aws(address: Address) -> Aws:
     return Aws(session, region or "", _checked(endpoint, address), anonymous)
 
 
-def _s3(address: Address) -> tuple[Any, str]:
+def _s3(address: Address) -> tuple[Any, ...]:
     from obstore.store import S3Store
 
     found = aws(address)
@@ -220,28 +230,113 @@ def _s3(address: Address) -> tuple[Any, str]:
     return make, redacted(found.endpoint) or f"Amazon S3 ({found.region or 'us-east-1'})"
 
 
-def _gs(address: Address) -> tuple[Any, str]:
+class Google(NamedTuple):
+    """What the environment and files say of Google's store: who asks, and whom.
+
+    Attributes:
+        tokens: None where the library has to find out by itself.
+        endpoint: "" for Google's own.
+
+    """
+
+    tokens: Tokens | None
+    endpoint: str
+
+
+_held: dict[tuple[int, int], tuple[Tokens | None]] = {}
+"""By process and environment: the one thing that was found."""
+
+
+def google(address: Address) -> Google:
+    """Who asks for an address in Google's store, and whom; the same for every library.
+
+    Raises:
+        StorageError: what holds the credentials means nothing.
+
+    """
+    endpoint = _checked(_first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"), address)
+    key = (os.getpid(), environment())
+    held = _held.get(key)
+    if held is None:
+        held = (tokens.find(),)
+        _held.clear()
+        _held[key] = held
+    return Google(held[0], endpoint)
+
+
+def _gs(address: Address) -> tuple[Any, ...]:
     from obstore.store import GCSStore
 
-    base = _checked(_first("GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"), address)
-    config: Any = {"base_url": base} if base else {}
+    found = google(address)
+    config: Any = {"base_url": found.endpoint} if found.endpoint else {}
+    given = found.tokens
+    more: dict[str, Any] = {} if given is None else {"credential_provider": given}
+
+    async def ready() -> None:
+        if given is not None and not given.fresh:
+            await aside(given.token)
 
     def make(seconds: float, retries: float) -> Any:
-        return GCSStore(address.bucket, config=config, **_options(seconds, retries, http=_plain(base)))
+        options = _options(seconds, retries, http=_plain(found.endpoint))
+        return GCSStore(address.bucket, config=config, **more, **options)
 
-    return make, redacted(base) or "Google Cloud Storage"
+    return make, redacted(found.endpoint) or "Google Cloud Storage", ready
 
 
-def _az(address: Address) -> tuple[Any, str]:
+class Azure(NamedTuple):
+    """What the environment says of Azure.
+
+    Attributes:
+        url: of the account, below which its containers are; "" where it is not told.
+        account: its name.
+        key: "" where there is none.
+        sas: a signature that somebody gave, as a query; "" where there is none.
+        emulator: whether it is the emulator, as the environment says.
+
+    """
+
+    url: str
+    account: str
+    key: str
+    sas: str
+    emulator: bool
+
+
+_EMULATOR = ("http://127.0.0.1:10000", "devstoreaccount1")
+# Printed in the emulator's documentation: no secret.
+_EMULATOR_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def azure(address: Address) -> Azure:
+    """Where an address in Azure is, and the secrets that stand in the environment; obstore reads the same.
+
+    Raises:
+        StorageError: the endpoint is none.
+
+    """
+    emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
+    account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+    key = _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY")
+    sas = _first("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY")
+    if emulator:
+        account = account or _EMULATOR[1]
+        url = f"{_checked(_first('AZURITE_BLOB_STORAGE_URL'), address) or _EMULATOR[0]}/{account}"
+        key = key or ("" if sas else _EMULATOR_KEY)
+    else:
+        url = _checked(_first("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), address)
+        if account and not url and not _truth("AZURE_USE_FABRIC_ENDPOINT"):
+            url = f"https://{account}.blob.core.windows.net"
+    return Azure(url, account, key, sas, emulator)
+
+
+def _az(address: Address) -> tuple[Any, ...]:
     from obstore.store import AzureStore
 
-    emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
-    named = ["AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", *(["AZURITE_BLOB_STORAGE_URL"] if emulator else [])]
-    base = _checked(_first(*named), address)
-    account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
+    found = azure(address)
 
     def make(seconds: float, retries: float) -> Any:
-        return AzureStore(address.bucket, **_options(seconds, retries, http=emulator or _plain(base)))
+        http = found.emulator or _plain(found.url)
+        return AzureStore(address.bucket, **_options(seconds, retries, http=http))
 
-    default = "the Azure emulator" if emulator else f"Azure ({account or 'no account named'})"
-    return make, redacted(base) or default
+    own = not found.url or found.url.endswith(".blob.core.windows.net")
+    return make, f"Azure ({found.account or 'no account named'})" if own else redacted(found.url)

@@ -4,29 +4,61 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.errors import UsageError
-from holdfast.objects import multipart
+from holdfast.objects import amazon_parts, azure_parts, google
 from holdfast.objects.access import BULK, DIGEST, Objects
-from holdfast.objects.multipart import Multipart
-from holdfast.objects.parts import AT_ONCE, PART_SIZE, part_size
+from holdfast.objects.amazon import Amazon
+from holdfast.objects.amazon_parts import AmazonParts
+from holdfast.objects.azure import Azure
+from holdfast.objects.azure_parts import AzureParts
+from holdfast.objects.google import Google
+from holdfast.objects.google_parts import GoogleParts
+from holdfast.objects.multipart import Multipart, Parts
+from holdfast.objects.parts import AT_ONCE, PART_SIZE, Order, part_size
 
 
 def upload(objects: Objects, name: str, size: int, digest: str | None = None) -> Upload | Multipart:
-    """A file on its way, by the means that the kind of store has for it: in S3 a large one is continued by part."""
-    if objects.address.scheme == "s3" and size > part_size(size):
-        return Multipart(objects, name, size, digest)
-    return Upload(objects, name, size, digest)
+    """A file on its way, by the means that the kind of store has for it: a large one is continued by part."""
+    parts = _parts(objects, name, size, digest) if size > part_size(size) else None
+    return Upload(objects, name, size, digest) if parts is None else Multipart(objects, name, size, parts)
+
+
+def _parts(objects: Objects, name: str, size: int, digest: str | None) -> Parts | None:
+    """What a store is asked for the parts of a file; None where nothing can be continued there."""
+    match objects.address.scheme:
+        case "s3":
+            return AmazonParts(Amazon(objects), name, size, digest)
+        case "gs" if google.reachable(objects.address):
+            return GoogleParts(Google(objects), name, size, digest)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                blocks = AzureParts(azure, name, size, digest)
+                return blocks if blocks.may() else None
+    return None
 
 
 def begun(objects: Objects) -> set[str]:
     """The names of files of which parts lie in a store that can say so, and that nobody has finished."""
-    return {name for name, _ in multipart.uploads(objects)} if objects.address.scheme == "s3" else set()
+    match objects.address.scheme:
+        case "s3":
+            return {name for name, _ in amazon_parts.uploads(Amazon(objects))}
+        case "gs" if google.reachable(objects.address):
+            return {name for name, _ in amazon_parts.uploads(Google(objects))}
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                return azure_parts.begun(azure)
+    return set()
 
 
 def forget(objects: Objects, prefix: str) -> None:
     """Removes the parts of files below a prefix; some stores do that by themselves, after a week."""
-    if objects.address.scheme == "s3":
-        multipart.abort(objects, prefix)
+    match objects.address.scheme:
+        case "s3":
+            amazon_parts.abort(Amazon(objects), prefix)
+        case "gs" if google.reachable(objects.address):
+            amazon_parts.abort(Google(objects), prefix)
+        case "az":
+            if (azure := Azure.of(objects)) is not None:
+                azure_parts.abort(azure, prefix)
 
 
 class Upload:
@@ -44,10 +76,9 @@ class Upload:
 
     def __init__(self, objects: Objects, name: str, size: int, digest: str | None = None) -> None:
         self._objects, self._name, self._size = objects, name, size
-        self._digest = digest
+        self._digest, self._order = digest, Order(f"{objects.url}/{name}", size)
         self._small: bytearray | None = bytearray() if size <= PART_SIZE else None
         self._writer: Any = None
-        self._done = 0
         self.found = 0
 
     def read(self, into: memoryview, offset: int) -> bool:  # noqa: ARG002 (as files on disk are continued)
@@ -62,12 +93,7 @@ class Upload:
             StorageError: an earlier part could not be written, or this one.
 
         """
-        if offset != self._done:
-            raise UsageError(
-                f"{self._objects.url}/{self._name} is written in order: expected byte {self._done}, found {offset}."
-            )
-
-        self._done += len(data)
+        self._order.take(offset, len(data))
         if self._small is not None:
             self._small += data
             return
@@ -81,10 +107,7 @@ class Upload:
 
     def finish(self) -> None:
         """Returns when the object is there."""
-        if self._done != self._size:
-            raise UsageError(
-                f"{self._objects.url}/{self._name} is not complete: expected {self._size} bytes, found {self._done}."
-            )
+        self._order.end()
         if self._small is not None:
             self._objects.put(self._name, bytes(self._small), digest=self._digest)
             return

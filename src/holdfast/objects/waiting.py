@@ -94,6 +94,32 @@ class Request(Generic[_T]):
             self._ticket.finish()
 
 
+async def aside(work: Callable[[], object]) -> None:
+    """Does what blocks in a thread of its own, which nobody waits for at the end of the process; raises its error."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if done.done():
+            return  # whoever waited was called away
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failure: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, failure)
+
+    threading.Thread(target=run, name="holdfast-aside", daemon=True).start()
+    await done
+
+
 # -- the loop ------------------------------------------------------------------------------------------
 
 

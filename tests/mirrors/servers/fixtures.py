@@ -1,6 +1,7 @@
 """Fixtures: servers that start when a test first asks for them and stop with the process that runs the tests.
 
-`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph.
+`store` is a new, empty bucket on each kind of server in turn; `moto_store` one on moto, `ceph_store` one on Ceph,
+`azurite_store` a container on Azurite, `gs_store` a bucket on what answers like Google's.
 With them the process's environment leads every client there and nowhere else. `proxied` puts faults between.
 """
 
@@ -79,6 +80,36 @@ def moto_store(alone, monkeypatch):
 def ceph_store(alone, monkeypatch):
     """A bucket on a real gateway: for large objects, signatures and digests."""
     return _new("ceph", monkeypatch)
+
+
+@pytest.fixture
+def azurite_store(alone, monkeypatch):
+    """A container on Microsoft's emulator."""
+    return _new("azurite", monkeypatch)
+
+
+@pytest.fixture
+def gs_store(alone, monkeypatch):
+    """A bucket on what answers as Google Cloud Storage does."""
+    return _new("gs", monkeypatch)
+
+
+@pytest.fixture(params=["ceph", "azurite", "gs"])
+def parted_store(request):
+    """A bucket of each kind in which an upload that was interrupted goes on by part."""
+    return request.getfixturevalue(f"{request.param}_store")
+
+
+@pytest.fixture(params=["ceph", "azurite"])
+def real_store(request):
+    """A bucket on a server of each kind that looks at what it gets, and where uploads go on by part."""
+    return request.getfixturevalue(f"{request.param}_store")
+
+
+@pytest.fixture(params=["moto", "azurite"])
+def light_store(request):
+    """The same on those that are there soon."""
+    return request.getfixturevalue(f"{request.param}_store")
 
 
 @pytest.fixture

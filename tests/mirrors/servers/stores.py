@@ -1,6 +1,7 @@
 """The servers, what clients need to find them, and a look at what they hold that goes around the library."""
 
 import base64
+import datetime
 import email.utils
 import functools
 import hashlib
@@ -28,6 +29,7 @@ HARMLESS = {
     "GCE_METADATA_HOST": "127.0.0.1:9",
     "GCE_METADATA_IP": "127.0.0.1:9",
     "NO_GCE_CHECK": "true",
+    "CLOUDSDK_CONFIG": os.devnull,
     "NO_PROXY": "*",
 }
 """For every client in a test: with these nothing but loopback is touched."""
@@ -115,6 +117,14 @@ class S3:
         pages = self._beside.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         return [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", ())]
 
+    @staticmethod
+    def part(*numbers):
+        """What is in the targets of the requests that send these parts of a file, or any; a regular expression."""
+        return rf"partNumber=({'|'.join(map(str, numbers)) or '[0-9]+'})\b"
+
+    asking = (("POST", "uploads$"), ("POST", "uploadId="))
+    """The methods and targets of the requests that an upload begins and ends with."""
+
     def stop(self):
         self._process.stop()
 
@@ -149,7 +159,7 @@ class Google:
         self._shim = GoogleShim(behind.endpoint)
         self._shim.__enter__()
         self.endpoint = self._shim.url
-        for name in ("make", "sizes", "read", "write", "remove", "uploads"):
+        for name in ("make", "sizes", "read", "write", "remove", "uploads", "part", "asking"):
             setattr(self, name, getattr(behind, name))
 
     def environ(self, endpoint):
@@ -186,6 +196,14 @@ class Azurite:
             "AZURE_ALLOW_HTTP": "true",
         }
 
+    def signature(self, allows="rwdlc", days=1):
+        """What lets its holder do this with the whole account, for so long; a query."""
+        from azure.storage.blob import ResourceTypes, generate_account_sas
+
+        end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+        kinds = ResourceTypes(container=True, object=True)
+        return generate_account_sas(_ACCOUNT, _ACCOUNT_KEY, kinds, allows, end)
+
     def make(self, bucket):
         """Creates a container, which clients of objects cannot."""
         path, date = f"{urlsplit(self.endpoint).path}/{bucket}", email.utils.formatdate(usegmt=True)
@@ -203,34 +221,55 @@ class Azurite:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request):
             pass
 
-    def _store(self, bucket):
-        from obstore.store import AzureStore
+    def client(self):
+        """Microsoft's client, which knows nothing of the environment."""
+        from azure.core.credentials import AzureNamedKeyCredential
+        from azure.storage.blob import BlobServiceClient
 
-        return AzureStore(
-            bucket,
-            account_name=_ACCOUNT,
-            account_key=_ACCOUNT_KEY,
-            endpoint=self.endpoint,
-            client_options={"allow_http": True},
-        )
+        return BlobServiceClient(self.endpoint, credential=AzureNamedKeyCredential(_ACCOUNT, _ACCOUNT_KEY))
+
+    @functools.cached_property
+    def _beside(self):
+        return self.client()
 
     def sizes(self, bucket, prefix=""):
         """What lies there: sizes by key."""
-        found = (item for batch in self._store(bucket).list() for item in batch)
-        return {item["path"]: item["size"] for item in found if item["path"].startswith(prefix)}
+        found = self._beside.get_container_client(bucket).list_blobs(name_starts_with=prefix)
+        return {blob.name: blob.size for blob in found}
 
     def read(self, bucket, key):
-        return bytes(self._store(bucket).get(key).bytes())
+        return self._beside.get_blob_client(bucket, key).download_blob().readall()
 
     def write(self, bucket, key, data):
-        self._store(bucket).put(key, data)
+        self._beside.get_blob_client(bucket, key).upload_blob(data, overwrite=True)
 
     def remove(self, bucket, key):
-        self._store(bucket).delete(key)
+        self._beside.get_blob_client(bucket, key).delete_blob()
 
     def uploads(self, bucket, prefix=""):
-        """Blocks that were put and never listed cannot be asked for, and go by themselves after a week."""
-        return []
+        """The blobs of which there are blocks and no list: (key, "")."""
+        container = self._beside.get_container_client(bucket)
+        there = container.list_blobs(name_starts_with=prefix, include=["uncommittedblobs"])
+        return [(name, "") for name in sorted({blob.name for blob in there} - set(self.sizes(bucket)))]
+
+    @staticmethod
+    def part(*numbers):
+        """What is in the targets of the requests that send these parts of a file, or any; a regular expression."""
+        ids = [base64.b64encode(b"hf%07d" % number).decode() for number in numbers]
+        return f"comp=block&blockid=({'|'.join(ids)})"
+
+    asking = (("GET", "comp=blocklist"), ("PUT", "comp=blocklist"))
+    """The methods and targets of the requests that an upload begins and ends with."""
+
+    def blocks(self, bucket, key):
+        """The ids of the blocks of a blob of which no list was put, and their sizes."""
+        from azure.core.exceptions import ResourceNotFoundError
+
+        try:
+            _, there = self._beside.get_blob_client(bucket, key).get_block_list("all")
+        except ResourceNotFoundError:
+            return {}
+        return {block.id: block.size for block in there}
 
     def stop(self):
         self._process.stop()
@@ -268,3 +307,6 @@ class Bucket:
 
     def uploads(self, prefix=""):
         return self.server.uploads(self.name, prefix)
+
+    def part(self, *numbers):
+        return self.server.part(*numbers)
