@@ -23,6 +23,7 @@ from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
 from holdfast.keras.fingerprints import fingerprint_of
 from holdfast.keras.measures import Measures
+from holdfast.keras.memories import Memories
 from holdfast.keras.model import STRUCTURE, structure
 from holdfast.keras.rounds import ValidationRounds, rounds_of
 from holdfast.keras.seeding import warn_of_order
@@ -164,6 +165,9 @@ class Fitting:
             if isinstance(thing, keras.optimizers.Optimizer):
                 parts[re.sub(r"[^a-z0-9_]", "_", name.lower()).strip("_")] = thing
         parts |= {"metrics": Measures(self._model, self._is_inside), "callbacks": self._company}
+        memories = Memories(self._model)
+        if memories.named():
+            parts["states"] = memories
         for name, thing in parts.items():
             if id(thing) in tracked:
                 continue
