@@ -279,6 +279,41 @@ def test_a_loader_of_torch_is_continued_inside_an_epoch_on_each_backend(tmp_path
     assert training(tmp_path / "run", 2) == straight
 
 
+class Shuffles(keras.utils.PyDataset):
+    """Shuffles itself between two epochs, from NumPy's stream, and has batches fetched ahead by threads."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.order = np.random.permutation(len(X))
+
+    @property
+    def num_batches(self):
+        return 8
+
+    def __getitem__(self, number):
+        rows = self.order[number * 25 : number * 25 + 25]
+        return X[rows], Y[rows]
+
+    def on_epoch_end(self):
+        np.random.shuffle(self.order)
+
+
+@pytest.mark.parametrize("place", ["x", "validation_data"])
+def test_batches_that_threads_fetched_ahead_on_torch_and_jax(tmp_path, place):
+    """A PyDataset with workers is continued exactly; what Keras fetched to build the model is of an order before the restore."""
+
+    def training(path, number=0, die=None):
+        if place == "x":
+            return launch(path, number, data=lambda run: (Shuffles(workers=3),), die=die, epochs=4)
+        keras.utils.set_random_seed(7 + number)
+        return launch(path, number, die=die, epochs=4, validation_data=Shuffles())
+
+    straight = training(tmp_path / "straight")
+    assert training(tmp_path / "run", 0, (1, 3)) is None
+    assert training(tmp_path / "run", 1, (2, 3)) is None
+    assert training(tmp_path / "run", 2) == straight
+
+
 # -- what a model holds besides variables --------------------------------------------------------
 
 

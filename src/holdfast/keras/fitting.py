@@ -18,7 +18,7 @@ import keras
 from holdfast import restoring
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
-from holdfast.keras import building, edge, rates
+from holdfast.keras import building, edge, pydatasets, rates
 from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
 from holdfast.keras.fingerprints import fingerprint_of
@@ -42,7 +42,7 @@ _RESTART = (
 
 _CUT = (
     "fit(steps_per_epoch=…) goes on through its data where the epoch before has ended; a training that is continued begins "
-    "them at their start, so that its batches may be others than those of an uninterrupted one. All else is continued. "
+    "them at their start, so that its batches, and what it draws at random, may be others than those of an uninterrupted one. "
     "Next: leave it out, and give run.batches(…) data of the length of an epoch, dataset.take(…) say."
 )
 
@@ -84,8 +84,9 @@ class Fitting:
         plain = keras.callbacks.ProgbarLogger
         others = [one for one in callbacks if one is not self._callback and not isinstance(one, plain)]
         data = self._feed.dataset if self._feed is not None else getattr(adapter, "py_dataset", None)
-        if isinstance(data, keras.utils.PyDataset):  # one that shuffles itself between two epochs
-            others.append(data)
+        for each in (data, self._around.validation_data):
+            if isinstance(each, keras.utils.PyDataset):  # one that shuffles itself between two epochs
+                others.append(each)
         # A closer may be there of an earlier fit with the same list.
         others = [one for one in others if not isinstance(one, Closer)]
         others.append(self._validation)
@@ -103,6 +104,7 @@ class Fitting:
         self._check_alone()
         self._check_data()
         building.build(model, self._around.iterator)
+        pydatasets.forget_fetched(self._around.iterator)
         self._track()
         run._take_path()
         training.settle = lambda: edge.settle(model)
