@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,7 +18,7 @@ import keras
 from holdfast import restoring
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
-from holdfast.keras import building, edge, pydatasets, rates
+from holdfast.keras import building, edge, numbering, pydatasets, rates
 from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
 from holdfast.keras.fingerprints import fingerprint_of
@@ -84,9 +84,9 @@ class Fitting:
         plain = keras.callbacks.ProgbarLogger
         others = [one for one in callbacks if one is not self._callback and not isinstance(one, plain)]
         data = self._feed.dataset if self._feed is not None else getattr(adapter, "py_dataset", None)
-        for each in (data, self._around.validation_data):
-            if isinstance(each, keras.utils.PyDataset):  # one that shuffles itself between two epochs
-                others.append(each)
+        held = (data, self._around.validation_data)
+        # Those that shuffle themselves between two epochs.
+        others += [each for each in held if isinstance(each, keras.utils.PyDataset)]
         # A closer may be there of an earlier fit with the same list.
         others = [one for one in others if not isinstance(one, Closer)]
         others.append(self._validation)
@@ -225,19 +225,10 @@ class Fitting:
     def _go_on_inside(self) -> None:
         """The rest of an epoch has fewer batches, with the numbers that they had."""
         self._offset = self._training.position.batch
-        iterator = self._around.iterator
-        if iterator.num_batches is not None:
-            iterator._num_batches -= self._offset
-        callbacks = self._around.callbacks
-        for name in _OF_BATCHES:
-            setattr(callbacks, name, _shifted(getattr(callbacks, name), self._offset))
+        numbering.begin_at(self._around, self._offset)
 
     def _count_as_before(self) -> None:
-        iterator = self._around.iterator
-        if iterator._num_batches is not None:
-            iterator._num_batches += self._offset
-        for name in _OF_BATCHES:
-            delattr(self._around.callbacks, name)
+        numbering.begin_anew(self._around, self._offset)
         self._offset = 0
 
     def _check_start(self, epoch: int) -> None:
@@ -342,14 +333,6 @@ class Fitting:
 
 
 _FIT = "fit"
-_OF_BATCHES = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-
-
-def _shifted(call: Callable[..., None], offset: int) -> Callable[..., None]:
-    def shifted(batch: int, logs: Any = None) -> None:
-        call(batch + offset, logs)
-
-    return shifted
 
 
 def _alike(one: Any, other: Any) -> bool:
