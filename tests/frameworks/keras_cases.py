@@ -226,12 +226,13 @@ class Nested(keras.Model):
         self.shared = layers.Dense(16)
         self.inner = keras.Sequential([layers.Dense(16, name="inside"), layers.GaussianNoise(0.1)])
         self.head = layers.Dense(10)
+        self.scale = self.add_weight(shape=(10,), initializer="ones")  # without a name
 
     def call(self, x, training=False):
         for block in self.blocks:
             x = block(x)
         x = self.shared(self.shared(x))
-        return self.head(self.inner(x, training=training))
+        return self.scale * self.head(self.inner(x, training=training))
 
 
 def nested(launch):
@@ -376,6 +377,20 @@ def plain_tfdata(launch):
     return fit(launch, compiled(mlp()), data=data, batch_size=None, validation_data=VALID)
 
 
+def stateful(launch):
+    """A recurrent layer that hands its state on from batch to batch, over the epochs as well."""
+    run = launch.run(**INSIDE)
+    model = keras.Sequential(
+        [
+            layers.Input(batch_shape=(32, 8, 8)),
+            layers.GRU(6, stateful=True, recurrent_dropout=0.1),
+            layers.Dense(10),
+        ]
+    )
+    data = run.batches((X.reshape(-1, 8, 8), Y), batch_size=32)
+    return fit(launch, compiled(model), data=data, batch_size=None, epochs=3)
+
+
 def several(launch):
     """Several batches in each call of a compiled function."""
     run = launch.run(**INSIDE)
@@ -396,6 +411,7 @@ FITS = {
     plain_pydataset: ((2, 5),),
     tfdata: ((1, 5), (2, 8)),
     plain_tfdata: ((1, 5), (2, 8)),
+    stateful: ((1, 5), (2, 0)),
 }
 if BACKEND != "torch":  # Keras has steps_per_execution for the others
     FITS[several] = ((1, 7), (2, 5))
@@ -680,7 +696,8 @@ def named(place):
         names.append([list(checkpoint.arrays().parts[part].arrays) for part in ("model", "optimizer")])
     assert names[0] == names[1]
     model, optimizer = names[0]
-    assert model[:4] == ["blocks/0/kernel", "blocks/0/bias", "blocks/1/kernel", "blocks/1/bias"], model
+    assert model[0] == "scale", model
+    assert model[1:5] == ["blocks/0/kernel", "blocks/0/bias", "blocks/1/kernel", "blocks/1/bias"], model
     assert {
         "shared/kernel",
         "inner/inside/kernel",

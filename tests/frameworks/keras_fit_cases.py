@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import holdfast
 from holdfast import Every
+from holdfast.keras.company import Company
 from holdfast.log import logger
 
 BACKEND = keras.backend.backend()
@@ -276,6 +277,83 @@ def test_a_loader_of_torch_is_continued_inside_an_epoch_on_each_backend(tmp_path
     assert training(tmp_path / "run", 0, (1, 4)) is None
     assert training(tmp_path / "run", 1, (1, 7)) is None
     assert training(tmp_path / "run", 2) == straight
+
+
+class Shuffles(keras.utils.PyDataset):
+    """Shuffles itself between two epochs, from NumPy's stream, and has batches fetched ahead by threads."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.order = np.random.permutation(len(X))
+
+    @property
+    def num_batches(self):
+        return 8
+
+    def __getitem__(self, number):
+        rows = self.order[number * 25 : number * 25 + 25]
+        return X[rows], Y[rows]
+
+    def on_epoch_end(self):
+        np.random.shuffle(self.order)
+
+
+@pytest.mark.parametrize("place", ["x", "validation_data"])
+def test_batches_that_threads_fetched_ahead_on_torch_and_jax(tmp_path, place):
+    """A PyDataset with workers is continued exactly; what Keras fetched to build the model is of an order before the restore."""
+
+    def training(path, number=0, die=None):
+        if place == "x":
+            return launch(path, number, data=lambda run: (Shuffles(workers=3),), die=die, epochs=4)
+        keras.utils.set_random_seed(7 + number)
+        return launch(path, number, die=die, epochs=4, validation_data=Shuffles())
+
+    straight = training(tmp_path / "straight")
+    assert training(tmp_path / "run", 0, (1, 3)) is None
+    assert training(tmp_path / "run", 1, (2, 3)) is None
+    assert training(tmp_path / "run", 2) == straight
+
+
+# -- what a model holds besides variables --------------------------------------------------------
+
+
+def test_what_a_wrapped_module_counts_goes_on(tmp_path):
+    """The statistics of a torch module inside a Keras model are saved and restored; Keras does not list them as variables."""
+    torch = pytest.importorskip("torch")
+
+    def wrapping():
+        inner = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8))
+        model = keras.Sequential(
+            [layers.Input((64,)), layers.TorchModuleWrapper(inner, name="net"), layers.Dense(10)]
+        )
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model, inner[1]
+
+    for epochs in (1, 3):
+        run = holdfast.Run(tmp_path / "run")
+        model, norm = wrapping()
+        history = model.fit(
+            X, Y, epochs=epochs, verbose=0, validation_data=(X, Y), callbacks=[holdfast.keras.Callback(run)]
+        )
+        run.close()
+    assert int(norm.num_batches_tracked) == 21
+    model, norm = wrapping()
+    model(X[:1], training=False)  # its last layer is built by it
+    run.latest.restore({"model": model})
+    assert model.evaluate(X, Y, verbose=0) == history.history["val_loss"][-1]
+    assert "net/1/running_mean" in run.latest.arrays().parts["model"].arrays
+
+
+def test_pictures_go_on_at_their_batch(tmp_path):
+    """What TensorBoard calls its steps by goes on counting; it begins anew in its own on_train_begin."""
+    shown = keras.callbacks.TensorBoard(str(tmp_path), update_freq=1)
+    shown._global_train_batch, shown._global_test_batch = 40, 7
+    state = Company([shown]).state_dict()
+    again = keras.callbacks.TensorBoard(str(tmp_path), update_freq=1)
+    company = Company([again])
+    company.load_state_dict(state)
+    company.welcome()
+    assert (again._global_train_batch, again._global_test_batch) == (40, 7)
 
 
 # -- data of TensorFlow --------------------------------------------------------------------------

@@ -73,6 +73,7 @@ CASES = {
     "plain_pydataset": "a PyDataset as it is",
     "tfdata": "a tf.data.Dataset through run.batches, continued in the middle of an epoch",
     "plain_tfdata": "a tf.data.Dataset as it is",
+    "stateful": "a recurrent layer that hands its state on",
     "several": "several batches in one call",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import holdfast
-from holdfast import cost
+from holdfast import cost, files
 from holdfast.errors import Preempted
 from holdfast.store import book
 
@@ -25,19 +25,24 @@ def ended(scontrol, tmp_path, monkeypatch):
     """Trains in a job until SIGTERM, where saves were measured to take so long; the steps that are saved."""
     monkeypatch.setenv("SLURM_JOB_ID", "41")
 
-    def call(seconds, state="COMPLETING", end="Unknown"):
+    def call(seconds, state="COMPLETING", end="Unknown", wait=10, every=10**6):
         show = SHOW.format(state=state, end=end)
-        scontrol(f"if [ \"$2\" = config ]; then echo 'KillWait = 10 sec'\nelse cat <<'END'\n{show}END\nfi\n")
+        scontrol(
+            f"if [ \"$2\" = config ]; then echo 'KillWait = {wait} sec'\nelse cat <<'END'\n{show}END\nfi\n"
+        )
         path = str(tmp_path / "run")
         with holdfast.Run(path, every=holdfast.Every(steps=10**6)) as first:
             first.resume()
             first.save(step=1)
         book.note_event(path, "save", name="x", reason="x", bytes=1, held_seconds=0.0, seconds=seconds)
-        run = holdfast.Run(path, every=holdfast.Every(steps=10**6))
-        with pytest.raises(Preempted):
+        run = holdfast.Run(path, every=holdfast.Every(steps=every))
+        with pytest.raises(Preempted) as caught:
             for step in run.steps(100):
                 if step == 5:
+                    assert run._training.saver.busy == (every < step)
                     os.kill(os.getpid(), signal.SIGTERM)
+        there = [name for name in os.listdir(path) if "_step-" in name and not name.startswith(".")]
+        assert max(there) in str(caught.value)
         run.close()
         return [checkpoint.progress.step for checkpoint in run.checkpoints]
 
@@ -48,6 +53,19 @@ def test_a_save_that_cannot_fit_is_not_begun(ended, capsys):
     """With less left than a save was measured to take none is begun; the newest checkpoint stands, and that is said."""
     assert ended(60.0) == [1]
     assert "are left before Slurm ends this job, so none is begun" in capsys.readouterr().err
+
+
+def test_a_write_in_flight_is_finished(ended, capsys, monkeypatch):
+    """The save that is being written when the signal comes is waited for, also where no other one fits after it."""
+
+    class Slow(files.System):
+        def rename(self, source, target):
+            time.sleep(0.7)
+            super().rename(source, target)
+
+    monkeypatch.setattr(files, "system", Slow())
+    assert ended(60.0, wait=1, every=4) == [1, 5]
+    assert "so none is begun" in capsys.readouterr().err
 
 
 def test_a_warning_that_slurm_gives_by_sigterm_leaves_its_time(ended, capsys):

@@ -27,6 +27,8 @@ _KNOWN: dict[type, set[str]] = {
         "_current_epoch",
     },
     keras.callbacks.History: {"epoch", "history"},
+    # The steps that its curves are drawn over, where it draws batches.
+    keras.callbacks.TensorBoard: {"_global_train_batch", "_global_test_batch"},
 }
 if hasattr(keras.callbacks, "SwapEMAWeights"):
     _KNOWN[keras.callbacks.SwapEMAWeights] = {"_ema_weights_in_model"}

@@ -12,6 +12,7 @@ from holdfast.errors import UsageError
 from holdfast.keras import describing, foreign, optimizers, variables
 from holdfast.keras import streams as own_streams
 from holdfast.keras.measures import Measures
+from holdfast.keras.memories import Memories
 from holdfast.state import adapters, idle
 from holdfast.state.part import PartState, Plan, SavedPart
 
@@ -30,6 +31,8 @@ def serves(thing: Any) -> str | None:
         return "keras.SeedGenerator"
     if isinstance(thing, Measures):
         return "keras.Metrics"
+    if isinstance(thing, Memories):
+        return "keras.States"
     return "keras.Variable" if isinstance(thing, keras.Variable) else None
 
 
@@ -41,7 +44,7 @@ def named_variables(thing: Any) -> variables.Named:
         return optimizers.named(thing, {})
     if isinstance(thing, keras.metrics.Metric):
         return variables.of_metrics([thing])
-    if isinstance(thing, Measures):
+    if isinstance(thing, Measures | Memories):
         return thing.named()
     if isinstance(thing, keras.random.SeedGenerator):
         return {"state": thing.state}
@@ -93,7 +96,7 @@ def plan_restore(
 
 def _finalize(model: Any) -> None:
     """Lets layers that compute from their variables when they are loaded do so now."""
-    for _, layer in _layers(model):
+    for _, layer in variables.layers(model):
         if isinstance(layer, keras.layers.Normalization) and layer.built:
             layer.finalize_state()
 
@@ -131,27 +134,17 @@ def flags(thing: Any) -> dict[str, bool]:
     """Which layers of a model train."""
     if not isinstance(thing, keras.layers.Layer):
         return {}
-    return {f"trainable:{name}": bool(layer.trainable) for name, layer in _layers(thing)}
+    return {f"trainable:{name}": bool(layer.trainable) for name, layer in variables.layers(thing)}
 
 
 def set_flags(thing: Any, values: Mapping[str, bool]) -> None:
     """Freezes or unfreezes the layers that are named; names that it does not have are left out."""
     if not isinstance(thing, keras.layers.Layer):
         return
-    for name, layer in _layers(thing):  # from the top: to set a layer sets those in it
+    for name, layer in variables.layers(thing):  # from the top: to set a layer sets those in it
         wanted = values.get(f"trainable:{name}")
         if wanted is not None and wanted != layer.trainable:
             layer.trainable = wanted
-
-
-def _layers(layer: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
-    seen = set() if seen is None else seen
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    yield name, layer
-    for label, child in variables.children(layer):
-        yield from _layers(child, f"{name}/{label}" if name else label, seen)
 
 
 def declared(thing: Any) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,11 +18,12 @@ import keras
 from holdfast import restoring
 from holdfast.errors import UsageError
 from holdfast.format.manifest import Manifest
-from holdfast.keras import building, edge, rates
+from holdfast.keras import building, edge, numbering, pydatasets, rates
 from holdfast.keras.company import Company
 from holdfast.keras.feeding import Feed
 from holdfast.keras.fingerprints import fingerprint_of
 from holdfast.keras.measures import Measures
+from holdfast.keras.memories import Memories
 from holdfast.keras.model import STRUCTURE, structure
 from holdfast.keras.rounds import ValidationRounds, rounds_of
 from holdfast.keras.seeding import warn_of_order
@@ -41,7 +42,7 @@ _RESTART = (
 
 _CUT = (
     "fit(steps_per_epoch=…) goes on through its data where the epoch before has ended; a training that is continued begins "
-    "them at their start, so that its batches may be others than those of an uninterrupted one. All else is continued. "
+    "them at their start, so that its batches, and what it draws at random, may be others than those of an uninterrupted one. "
     "Next: leave it out, and give run.batches(…) data of the length of an epoch, dataset.take(…) say."
 )
 
@@ -83,8 +84,9 @@ class Fitting:
         plain = keras.callbacks.ProgbarLogger
         others = [one for one in callbacks if one is not self._callback and not isinstance(one, plain)]
         data = self._feed.dataset if self._feed is not None else getattr(adapter, "py_dataset", None)
-        if isinstance(data, keras.utils.PyDataset):  # one that shuffles itself between two epochs
-            others.append(data)
+        held = (data, self._around.validation_data)
+        # Those that shuffle themselves between two epochs.
+        others += [each for each in held if isinstance(each, keras.utils.PyDataset)]
         # A closer may be there of an earlier fit with the same list.
         others = [one for one in others if not isinstance(one, Closer)]
         others.append(self._validation)
@@ -102,6 +104,7 @@ class Fitting:
         self._check_alone()
         self._check_data()
         building.build(model, self._around.iterator)
+        pydatasets.forget_fetched(self._around.iterator)
         self._track()
         run._take_path()
         training.settle = lambda: edge.settle(model)
@@ -164,6 +167,9 @@ class Fitting:
             if isinstance(thing, keras.optimizers.Optimizer):
                 parts[re.sub(r"[^a-z0-9_]", "_", name.lower()).strip("_")] = thing
         parts |= {"metrics": Measures(self._model, self._is_inside), "callbacks": self._company}
+        memories = Memories(self._model)
+        if memories.named():
+            parts["states"] = memories
         for name, thing in parts.items():
             if id(thing) in tracked:
                 continue
@@ -219,19 +225,10 @@ class Fitting:
     def _go_on_inside(self) -> None:
         """The rest of an epoch has fewer batches, with the numbers that they had."""
         self._offset = self._training.position.batch
-        iterator = self._around.iterator
-        if iterator.num_batches is not None:
-            iterator._num_batches -= self._offset
-        callbacks = self._around.callbacks
-        for name in _OF_BATCHES:
-            setattr(callbacks, name, _shifted(getattr(callbacks, name), self._offset))
+        numbering.begin_at(self._around, self._offset)
 
     def _count_as_before(self) -> None:
-        iterator = self._around.iterator
-        if iterator._num_batches is not None:
-            iterator._num_batches += self._offset
-        for name in _OF_BATCHES:
-            delattr(self._around.callbacks, name)
+        numbering.begin_anew(self._around, self._offset)
         self._offset = 0
 
     def _check_start(self, epoch: int) -> None:
@@ -336,14 +333,6 @@ class Fitting:
 
 
 _FIT = "fit"
-_OF_BATCHES = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-
-
-def _shifted(call: Callable[..., None], offset: int) -> Callable[..., None]:
-    def shifted(batch: int, logs: Any = None) -> None:
-        call(batch + offset, logs)
-
-    return shifted
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -91,3 +91,19 @@ class PyDatasetSource:
 
     def close(self) -> None:
         """Does nothing: threads end with the iteration that started them."""
+
+
+def forget_fetched(iterator: Any) -> None:
+    """Drops the batches of a PyDataset that its workers have fetched before the training begins.
+
+    With the torch and JAX backends Keras looks at one of them to build the model, and would train on the others
+    first, whatever is restored meanwhile.
+
+    Args:
+        iterator: Keras' iterator over epochs; the workers stand still.
+
+    """
+    enqueuer = getattr(getattr(iterator, "data_adapter", None), "enqueuer", None)
+    fetched = getattr(enqueuer, "ready_queue", None)
+    while fetched is not None and not fetched.empty():
+        fetched.get_nowait()

@@ -21,6 +21,7 @@ class Surroundings:
         callbacks: the list that holds it, or None.
         iterator: what hands out the batches of an epoch, or None.
         arguments: what `fit` was given besides the data, as far as it stands there: ``y``, ``sample_weight``, ``class_weight``.
+        validation_data: what it validates on, as it was given, or None.
 
     """
 
@@ -28,6 +29,7 @@ class Surroundings:
         self.callbacks: Any = None
         self.iterator: Any = None
         self.arguments: dict[str, Any] = {}
+        self.validation_data: Any = None
         self._code: CodeType | None = None
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and self.iterator is None:
@@ -38,6 +40,7 @@ class Surroundings:
             elif owner is model and "epoch_iterator" in frame.f_locals:
                 self.iterator, self._code = frame.f_locals["epoch_iterator"], frame.f_code
                 self.arguments = {name: frame.f_locals.get(name) for name in _BESIDE}
+                self.validation_data = frame.f_locals.get("validation_data")
             frame = frame.f_back
 
     @property

@@ -2,7 +2,8 @@
 
 A variable's name leads from the tracked thing to it: for each layer on the way the attribute that holds
 it, else the name that the script gave it, else its class and a number among its siblings. Keras' own
-paths count the layers that a process has made (`dense_7`), so a model built twice would not fit itself.
+paths count the layers and the nameless variables that a process has made (`dense_7`, `variable_3`), so
+a model built twice would not fit itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import keras
 
 from holdfast.errors import UsageError
+from holdfast.keras import buffers
 from holdfast.state import adapters, extended
 from holdfast.state.part import FLAT, PartState, Plan, SavedPart
 
@@ -52,12 +54,23 @@ def _walk(layer: Any, prefix: str, found: _Names, done: set[int]) -> None:
     if id(layer) in done:
         return
     done.add(id(layer))
+    held = _attributes(layer)
     for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
-        found.add(f"{prefix}{variable.name}", variable)
+        name = str(variable.name)
+        if _COUNTED.fullmatch(name):  # it was given none
+            name = held.get(id(variable), "variable")
+        found.add(f"{prefix}{name}", variable)
     for generator in layer._seed_generators:
         found.add(f"{prefix}{generator.state.name}", generator.state)
+    for buffer in buffers.held_by(layer):
+        found.add(f"{prefix}{buffer.name}", buffer)
     for label, child in children(layer):
         _walk(child, f"{prefix}{label}/", found, done)
+
+
+_COUNTED = re.compile(
+    r"variable(_\d+)?"
+)  # what Keras calls those without a name, by their number in the process
 
 
 def children(layer: Any) -> Iterator[tuple[str, Any]]:
@@ -70,15 +83,26 @@ def children(layer: Any) -> Iterator[tuple[str, Any]]:
         yield label, child
 
 
+def layers(layer: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """A layer and all that it holds, each once, by name; a layer comes before those in it."""
+    seen = set() if seen is None else seen
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    yield name, layer
+    for label, child in children(layer):
+        yield from layers(child, f"{name}/{label}" if name else label, seen)
+
+
 def _attributes(layer: Any) -> dict[int, str]:
-    """Id of a layer → the attribute that holds it; a list's items have their numbers."""
+    """Id of a layer or a variable → the attribute that holds it; a list's items have their numbers."""
     found: dict[int, str] = {}
     attributes = dict(vars(layer))
     attributes.update(attributes.get("_modules") or {})  # where torch puts them
     for name, value in attributes.items():
         if name.startswith("_"):
             continue
-        if isinstance(value, keras.layers.Layer):
+        if isinstance(value, keras.layers.Layer | keras.Variable):
             found.setdefault(id(value), name)
         elif isinstance(value, Mapping):
             for key, item in value.items():
