@@ -178,6 +178,24 @@ def test_tasks_continue_one_training_until_it_is_complete(submit, tmp_path):
         "complete",
         *["nothing to do"] * 3,
     ]
+    # What the script does not import, no task imports: those that find the goal reached least of all.
+    said = [slurm.text_of(tmp_path / f"{array}-{number}.out") for number in range(1, 6)]
+    assert not any("a framework was asked for" in text for text in said)
+
+
+def test_the_jobs_of_a_chain_continue_one_training(submit, tmp_path):
+    """Each job of a chain begins when the one before has ended, goes on where it stopped, and the last finds nothing to do."""
+    jobs = submit("python", "train.py", "60", "0.05", options=["--chain=3", "--time=5"])["jobs"]
+    slurm.wait_for_line(tmp_path / f"{jobs[0]}.out", "new run")
+    slurm.until(
+        lambda: any("_step-" in name for name in os.listdir(tmp_path / "runs" / "digits")), "a checkpoint"
+    )
+    interrupt(jobs[0])
+    assert [slurm.wait_until(job) for job in jobs] == ["COMPLETED"] * 3
+    assert ends(tmp_path) == [(1, 75, "command"), (2, 0, "command"), (3, 0, "gate")]
+    assert "resumed from" in slurm.text_of(tmp_path / f"{jobs[1]}.out")
+    found, total = checkpoint(tmp_path)
+    assert (found["complete"], found["step"], total) == (True, 60, sum(range(60)))
 
 
 def test_a_goal_that_depends_on_the_task(submit, tmp_path):
