@@ -220,6 +220,14 @@ def test_a_token(azurite_store, monkeypatch):
         forget(objects_of(azurite_store), "")
 
 
+def test_a_token_with_a_line_break(azurite_store, monkeypatch):
+    """A token that no request can carry is named before it is used, and not shown."""
+    alone_with(monkeypatch, azurite_store, azurite_store.server.endpoint, AZURE_STORAGE_TOKEN="secret\n")
+    with pytest.raises(StorageError, match="AZURE_STORAGE_TOKEN has a space or a line break in it") as caught:
+        objects_of(azurite_store)
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("lacks", ["library", "key to sign with", "right to read", "answer"])
 def test_without_what_it_takes(azurite_store, proxied, monkeypatch, lacks):
     """Where blocks cannot be asked for, a file is sent from its beginning, as a whole, and nothing else changes."""

@@ -425,3 +425,12 @@ def _answered(store):
         for key, one in store.uploads()
     ]
     return sum(map(len, found))
+
+
+@pytest.mark.parametrize("text", ["secret\n", "sec ret", "secr\u0142t"])
+def test_a_token_that_no_request_can_carry(gs_store, monkeypatch, text):
+    """A token with a line break, as files end with one, is named at once, and not shown."""
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", text)
+    with pytest.raises(StorageError, match="GOOGLE_BEARER_TOKEN has a space, a line break or") as caught:
+        Objects.at(f"{gs_store.url}/run")
+    assert "sec" not in str(caught.value)

@@ -145,6 +145,17 @@ def _checked(endpoint: str, address: Address) -> str:
     return endpoint
 
 
+def _unbroken(address: Address, *names: str) -> None:
+    for name in names:
+        if re.search(r"\s", os.environ.get(name, "")):  # obstore panics at it, or the signature is wrong
+            raise StorageError(
+                f"Cannot use {address.url}: {name} has a space or a line break in it. Next: set it without.",
+                path=address.url,
+                operation="connect to",
+                errno=errno.EINVAL,
+            )
+
+
 class Aws(NamedTuple):
     """What the environment and the files of AWS say: who asks, and whom.
 
@@ -176,14 +187,7 @@ def aws(address: Address) -> Aws:
         raise _not_installed(address, error) from None
     endpoint = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
     anonymous = _truth("AWS_SKIP_SIGNATURE")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if re.search(r"\s", os.environ.get(name, "")):  # obstore panics at it, or the signature is wrong
-            raise StorageError(
-                f"Cannot use {address.url}: {name} has a space or a line break in it. Next: set it without.",
-                path=address.url,
-                operation="connect to",
-                errno=errno.EINVAL,
-            )
+    _unbroken(address, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     problem: str | None = None
     try:
         session = botocore.session.get_session()
@@ -311,9 +315,10 @@ def azure(address: Address) -> Azure:
     """Where an address in Azure is, and the secrets that stand in the environment; obstore reads the same.
 
     Raises:
-        StorageError: the endpoint is none.
+        StorageError: the endpoint is none, or a token cannot be sent.
 
     """
+    _unbroken(address, "AZURE_STORAGE_TOKEN")
     emulator = _truth("AZURE_STORAGE_USE_EMULATOR") or _truth("AZURE_USE_EMULATOR")
     account = _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_ACCOUNT_NAME")
     key = _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY")

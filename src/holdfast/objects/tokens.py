@@ -32,6 +32,7 @@ _MACHINE_SECONDS = 1.0
 """Within so many seconds a machine of Google's is reached; it is next door."""
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _WORD = re.compile(r"[a-z_]{1,60}")
+_HEADER = re.compile(r"[!-~]+")
 
 
 class Token(NamedTuple):
@@ -113,6 +114,10 @@ def find() -> Tokens | None:
 
     """
     if text := os.environ.get("GOOGLE_BEARER_TOKEN"):
+        if not _HEADER.fullmatch(
+            text
+        ):  # no client can send it, and either says so in its own way, after a while
+            raise _none("GOOGLE_BEARER_TOKEN has a space, a line break or a letter beyond ASCII in it")
         return Tokens(lambda: Token(text, None), fixed=True)
     info = _written()
     if info is None:
