@@ -13,8 +13,9 @@ from bucket_runs import Requests, folders, held, refuse
 from mirrored_runs import LAST, draws, flip, names, steps, train
 
 import holdfast
-from holdfast import DamagedError, Keep, Mirror, StorageError, UsageError, rewinding
+from holdfast import DamagedError, Keep, Mirror, NotFoundError, StorageError, UsageError, rewinding
 from holdfast.mirrors import mirroring
+from holdfast.mirrors.bucket import Bucket
 from holdfast.objects import stores, urls
 from holdfast.objects.access import Objects
 from holdfast.store import book, catalog
@@ -139,6 +140,20 @@ def test_an_interrupted_copy_goes_on_by_file(run, url, monkeypatch):
     assert held(url) == [1]
     [event] = [event for event in events(run, "mirror") if "name" in event]
     assert event["found"] == there.size(f"{name}/state.safetensors")
+
+
+def test_a_wrong_file_is_gone_before_it_is_sent_anew(run, url):
+    """It cannot be taken for the one in its place, by a store that says the same of a lost answer and of a lost upload."""
+    train(run, 1, [url])
+    [name] = folders(url)
+    mirror = Bucket(url)
+    mirror.entries()
+    target = mirror.target(name)
+    target.begin({"README.md": "0" * 32, "arrays.json": ""})
+    part = target.part("README.md", 5)
+    part.close()
+    with pytest.raises(NotFoundError):
+        objects_of(url).facts(f"{name}/README.md")
 
 
 def test_a_checkpoint_that_somebody_else_published_stays(run, url, monkeypatch, said):

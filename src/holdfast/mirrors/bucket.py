@@ -86,6 +86,11 @@ class BucketTarget:
     def part(self, file: str, size: int) -> Part:
         if file == CHECKPOINT_FILE:
             return _Held(size, self._done)
+        if file in self._there:
+            # A wrong one that stayed might be taken for what is sent now: where the answer to the completion of an
+            # upload is lost, and where somebody else has ended that upload, the store says the same.
+            self._objects.delete([file])
+            del self._there[file]
         return uploading.upload(self._objects, file, size, self._digests[file])
 
     def finish(self) -> None:
