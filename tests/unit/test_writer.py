@@ -11,7 +11,7 @@ import xxhash
 
 from holdfast import files, open_files
 from holdfast.errors import StorageError, UsageError
-from holdfast.payload import pending, staging, threads, writer
+from holdfast.payload import filling, pending, staging, threads, writer
 from holdfast.payload.array import HostArray, LazyArray
 from holdfast.payload.filling import Filling
 from holdfast.payload.layout import plan
@@ -284,9 +284,10 @@ def test_streaming_needs_a_handful_of_buffers(tmp_path, monkeypatch):
     assert taken == [min(threads.size("blocks") + threads.size("disk") + 1, 7)]
 
 
+@pytest.mark.parametrize("room", [0, 1 << 30], ids=["streaming", "background"])
 @pytest.mark.parametrize("size", [64, 3000, 300_000])
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_a_single_nan_is_found_wherever_it_is(tmp_path, dtype, size):
+def test_a_single_nan_is_found_wherever_it_is(tmp_path, dtype, size, room):
     """One NaN or infinity in any place of any array is found, and nothing else is named."""
     rng = np.random.default_rng(size)
     state = arrays(12, size, dtype)
@@ -296,8 +297,48 @@ def test_a_single_nan_is_found_wherever_it_is(tmp_path, dtype, size):
     state["a003"][:] = np.inf
     state["a007"][0] = np.nan  # not looked at
     parts = {"m": {name: host(array, check=name != "a007") for name, array in state.items()}}
-    written = save(parts, tmp_path, block_size=BLOCK if size < 10_000 else 1 << 20)
+    written = save(parts, tmp_path, block_size=BLOCK if size < 10_000 else 1 << 20, staging=room)
     assert sorted(written.nonfinite) == [("m", name) for name in sorted(wrong)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_looking_later_finds_the_same(seed):
+    """Blocks that are looked at when they are full show what copying shows, wherever arrays begin and end in them."""
+    rng = np.random.default_rng(seed)
+    state = {}
+    for number in range(60):
+        size = int(rng.choice([1, 7, 100, 1500, 70_000, 300_000]))
+        state[f"a{number:03}"] = rng.standard_normal(size).astype(rng.choice(["f2", "f4", "f8"]))
+    for name in rng.choice(list(state), 20):
+        state[name][rng.integers(len(state[name]))] = rng.choice([np.nan, np.inf, -np.inf])
+    layout = plan({"m": {name: host(array, check=rng.random() < 0.8) for name, array in state.items()}})
+    block = int(rng.choice([BLOCK, 64 << 10, 1 << 20]))
+    found = []
+    for looks in (True, False):
+        fill = Filling(layout, block)
+        fill.looks = looks
+        for file in range(len(layout.files)):
+            for number in range(-(-layout.files[file].size // block)):
+                target = np.zeros(block, np.uint8)
+                fill.fill(file, number, target)
+                if not looks:
+                    fill.look(file, number, target)
+        found.append(fill.nonfinite())
+    assert found[0] == found[1] != []
+
+
+def test_nobody_waits_for_the_look_at_numbers(tmp_path, monkeypatch):
+    """With room for everything no block is looked at before the last one is being copied."""
+    waiting = []
+    real = filling.finite
+    monkeypatch.setattr(filling, "finite", lambda *args: waiting.append(len(job._to_fill)) or real(*args))
+    state = arrays(12, 3000)
+    state["a003"][17] = np.nan
+    parts = {"m": {name: host(array, check=True) for name, array in state.items()}}
+    job = Save(plan(parts), str(tmp_path), block_size=BLOCK, staging=1 << 30)
+    job.start()
+    assert job.wait().nonfinite == [("m", "a003")]
+    assert set(waiting) == {0}
 
 
 def test_lazy_arrays_are_opened_once(tmp_path):

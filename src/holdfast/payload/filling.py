@@ -47,9 +47,16 @@ class _Source:
 
 
 class Filling:
-    """Fills the blocks of a layout, from several threads at once, each block once."""
+    """Fills the blocks of a layout, from several threads at once, each block once.
+
+    Attributes:
+        looks: whether floats are looked at while they are copied, and in the cache. Else `look` does it later,
+            since somebody waits for the copy.
+
+    """
 
     def __init__(self, layout: Layout, block: int) -> None:
+        self.looks = True
         self._block = block
         self._sources = [_Source(plan, block) for plan in layout.files]
         self._found: set[tuple[int, int]] = set()  # (file, segment) that hold a NaN or an infinity
@@ -119,6 +126,26 @@ class Filling:
         if run:
             self._gather(file, first, run, target, base)
 
+    def look(self, file: int, number: int, filled: Bytes) -> None:
+        """Looks at the floats of a block that holds all its bytes."""
+        plan, base = self._sources[file].plan, number * self._block
+        end = min(base + self._block, plan.size)
+        segments = plan.segments
+        first = index = bisect_right(
+            plan.stops, base
+        )  # first: of small neighbours that were not looked at yet
+        while index < len(segments) and segments[index].start < end:
+            start, stop = segments[index].start, segments[index].stop
+            small = stop - start < TILE and start >= base and stop <= end
+            if not small or stop - segments[first].start > TILE:
+                self._look_at_many(file, first, index, filled, base)
+                first = index
+            if not small:
+                self._look_at_one(file, index, filled[max(start, base) - base : min(stop, end) - base])
+                first = index + 1
+            index += 1
+        self._look_at_many(file, first, index, filled, base)
+
     def nonfinite(self) -> list[tuple[str, str]]:
         """Names of checked arrays with a NaN or an infinity, in the order of the files."""
         return [
@@ -136,12 +163,18 @@ class Filling:
     # -- many small arrays ----------------------------------------------------------------------
 
     def _gather(self, file: int, first: int, run: list[Bytes], target: Bytes, base: int) -> None:
-        """Copies whole neighbouring arrays in one call, then looks at them dtype by dtype."""
+        """Copies whole neighbouring arrays in one call, then looks at them."""
         source = self._sources[file]
         segments = source.plan.segments
         last = first + len(run)
         offset = segments[first].start - base
         np.concatenate(run, out=target[offset : segments[last - 1].stop - base])
+        if self.looks:
+            self._look_at_many(file, first, last, target, base)
+
+    def _look_at_many(self, file: int, first: int, last: int, target: Bytes, base: int) -> None:
+        """Looks at small neighbours dtype by dtype."""
+        segments = self._sources[file].plan.segments
         index = first
         while index < last:
             kind, begin = segments[index].watch, index
@@ -165,7 +198,7 @@ class Filling:
         view = self._open(segment, shared)
         piece, place = view[begin - segment.start : stop - segment.start], target[begin - base : stop - base]
         kind = segment.watch
-        if kind is None or (file, index) in self._found:
+        if kind is None or not self.looks or (file, index) in self._found:
             np.copyto(place, piece)
         else:
             for tile in range(0, len(piece), TILE):
@@ -180,6 +213,13 @@ class Filling:
                 shared.left -= 1
                 if not shared.left:
                     shared.view = None
+
+    def _look_at_one(self, file: int, index: int, data: Bytes) -> None:
+        kind = self._sources[file].plan.segments[index].watch
+        if kind is None or (file, index) in self._found:
+            return
+        if not all(finite(data[tile : tile + TILE], kind) for tile in range(0, len(data), TILE)):
+            self._found.add((file, index))
 
     def _open(self, segment: Segment, shared: _Shared | None) -> Bytes:
         try:

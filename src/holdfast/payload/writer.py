@@ -1,10 +1,10 @@
 """Arrays to payload files: one mechanism for saves that block and saves in the background.
 
-A block passes three phases: it is *filled* (the arrays' bytes are copied into a staging buffer and
-looked at for NaN while they are in the cache), its *digest* is taken, and it is *written*. One crew
-fills and digests, another writes. With a handful of buffers the save streams in bounded memory, each
-block digested while it is in the cache still; with one buffer per block everything is copied before
-the first digest is taken, and the training goes on. Nothing else differs between the two.
+A block passes three phases: it is *filled* (the arrays' bytes are copied into a staging buffer), its
+*digest* is taken, and it is *written*. One crew fills and digests, another writes. With a handful of
+buffers the save streams in bounded memory, each block looked at for NaN and digested while it is in the
+cache still; with one buffer per block everything is copied before the first block is looked at, and the
+training goes on. Nothing else differs between the two.
 
 Arrays that the layout says are late are filled last, after `wait_early` has let the training go on. A block
 that holds late and other arrays is filled in two turns, while it keeps its buffer; where there are too
@@ -144,6 +144,8 @@ class Save:
             wanted = min(sum(self._most.values()) + _SPARE_BUFFERS, _MOST_TO_STREAM)
             self._free = staging_.pool.take(min(max(wanted, self._staging // self._block), self._unfilled))
             self._streams = len(self._free) < self._unfilled
+            # Where everything is copied first, the training waits for the copy alone.
+            self._filling.looks = self._streams
         except BaseException as error:
             self._close(error)
             raise
@@ -319,6 +321,8 @@ class Save:
     def _digest(self, index: int, number: int, buffer: Buffer) -> None:
         file = self._files[index]
         size = min(self._block, file.plan.size - number * self._block)
+        if not self._streams:
+            self._filling.look(index, number, buffer.bytes)
         file.digests[number] = xxhash.xxh3_128_digest(buffer.view[:size])
         with self._lock:
             self._to_write.append((index, number, buffer))
