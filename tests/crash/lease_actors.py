@@ -18,7 +18,15 @@ from modeldisk import RUN, TOP, Disk, World, is_dead
 from holdfast.errors import LeaseError, NotFoundError, StorageError
 
 # In the order of their imports.
-_MODULES = ("files", "store.holder", "store.watch", "store.publish", "store.book", "store.catalog")
+_MODULES = (
+    "files",
+    "open_files",
+    "store.holder",
+    "store.watch",
+    "store.publish",
+    "store.book",
+    "store.catalog",
+)
 _MODULES += ("store.retention", "store.lease")
 _POLLS = {"range(50)": "range(2)", "_BLINKS = 20": "_BLINKS = 1"}  # tries that are alike
 _CHECKPOINT = re.compile(r"(\d{6})_\w+")

@@ -99,9 +99,9 @@ def test_every_order(scene, tried):
 # -- each safeguard is needed ---------------------------------------------------------------------
 
 LEASE_EXCLUSIVE = (
-    "files",
-    "system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)",
-    "system.open(path, os.O_RDWR | os.O_CREAT)",
+    "open_files",
+    "files.system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)",
+    "files.system.open(path, os.O_RDWR | os.O_CREAT)",
 )
 FIRST_LOOK = ("lease", "        if self._outrun():\n            return False\n        older", "        older")
 SECOND_LOOK = (

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -39,6 +40,7 @@ def ended(scontrol, tmp_path, monkeypatch):
         with pytest.raises(Preempted) as caught:
             for step in run.steps(100):
                 if step == 5:
+                    run._training.departure._limit.look(wait=True)  # KillWait is known
                     assert run._training.saver.busy == (every < step)
                     os.kill(os.getpid(), signal.SIGTERM)
         there = [name for name in os.listdir(path) if "_step-" in name and not name.startswith(".")]
@@ -58,12 +60,17 @@ def test_a_save_that_cannot_fit_is_not_begun(ended, capsys):
 def test_a_write_in_flight_is_finished(ended, capsys, monkeypatch):
     """The save that is being written when the signal comes is waited for, also where no other one fits after it."""
 
+    sent, kill = threading.Event(), os.kill
+
     class Slow(files.System):
         def rename(self, source, target):
-            time.sleep(0.7)
+            if "_step-00000005_" in target and "writing" not in target:
+                assert sent.wait(20)  # else it might be there before the signal is
+                time.sleep(0.9)
             super().rename(source, target)
 
     monkeypatch.setattr(files, "system", Slow())
+    monkeypatch.setattr(os, "kill", lambda *args: (sent.set(), kill(*args)))
     assert ended(60.0, wait=1, every=4) == [1, 5]
     assert "so none is begun" in capsys.readouterr().err
 
