@@ -166,9 +166,10 @@ def test_an_account_elsewhere(signed, issuer, monkeypatch, tmp_path, recwarn):
     assert not [one for one in recwarn if one.category is DeprecationWarning]
 
 
-def test_before_its_end():
-    """A token is renewed some minutes before it runs out, at half of a short life; while it is valid a failure is no matter."""
-    now, problem, asked = time.time(), None, []
+def test_before_its_end(monkeypatch):
+    """A token is renewed six minutes before its end, at half of a short life; while it is valid a failure is no matter."""
+    now, life, problem, asked = 1e9, 3600, None, []
+    monkeypatch.setattr(tokens.time, "time", lambda: now)
 
     def fetch():
         asked.append(None)
@@ -176,20 +177,25 @@ def test_before_its_end():
             raise problem
         return Token(f"t{len(asked)}", now + life)
 
-    life, some = 3600, Tokens(fetch)
+    some = Tokens(fetch)
     assert [some.token().text, some.token().text] == ["t1", "t1"]
-    assert some()["expires_at"].timestamp() == pytest.approx(now + 3600)
-    life = 300
-    for left, fresh in [(350, False), (3000, True)]:
-        some._held, some._renewal = Token("old", time.time() + left), time.time() + left - 360
-        assert some.fresh is fresh
-    some._held, some._renewal = Token("old", time.time() + 350), time.time() - 10
-    assert some.token().text == "t2"
-    assert some.fresh, "it would be asked for with every request"
+    assert some()["expires_at"].timestamp() == now + 3600
+    now += 3600 - 361
+    assert (some.token().text, some.fresh) == ("t1", True)
+    now += 2
+    assert not some.fresh
     problem = StorageError("none", errno=13)
-    some._renewal = time.time() - 1
-    assert some.token().text == "t2"
-    some._held = Token("old", time.time() - 1)
+    assert (some.token().text, len(asked)) == ("t1", 2)
+    problem, life = None, 300
+    assert (some.token().text, some.fresh) == ("t3", True), "it would be asked for with every request"
+    now += 149
+    assert some.fresh
+    now += 2
+    assert (some.token().text, some.fresh) == ("t4", True)
+    problem = StorageError("none", errno=13)
+    now += 299
+    assert some.token().text == "t4"
+    now += 2
     with pytest.raises(StorageError, match="none"):
         some.token()
 
